@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# The same targets for bmake and GNU make, on FreeBSD and on Debian.
+#
+#   make run              everything on a fresh machine: install, build, serve files
+#   make test             the tests
+#   make kmod [REL=14|15] [ARCH=amd64|arm64] [SYSDIR=/usr/src/sys]
+#   make clean
+
+REL ?= 14
+ARCH ?= amd64
+SYSDIR ?=
+
+all: kmod
+
+setup:
+	@scripts/setup
+
+kmod: setup
+	@SYSDIR="$(SYSDIR)" scripts/kmod "$(REL)" "$(ARCH)"
+
+run: kmod
+	@scripts/run
+
+test: kmod
+	@scripts/test
+
+clean:
+	rm -rf target
+
+.PHONY: all setup kmod run test clean

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! The module's life as the kernel's linker drives it (module(9)), and whether
+//! this is the kernel that the module was built for.
+
+use core::{
+    ffi::{CStr, c_int},
+    mem::offset_of,
+};
+
+use super::{buf, errno::Errno, sys, vm_page, vnode, vnode_if};
+
+/// What the kernel asks of a module.
+pub trait Module {
+    /// MOD_LOAD: begin. An error refuses the load.
+    fn load() -> Result<(), Errno>;
+    /// MOD_QUIESCE: stop, unless that is impossible now.
+    fn quiesce() -> Result<(), Errno>;
+    /// MOD_UNLOAD: give everything back. The code is gone after this.
+    fn unload() -> Result<(), Errno>;
+}
+
+/// Hand a module event to `M`; the answer for C.
+pub fn event<M: Module>(what: c_int) -> c_int {
+    let result = match what as sys::modeventtype {
+        sys::MOD_LOAD => M::load(),
+        sys::MOD_QUIESCE => M::quiesce(),
+        sys::MOD_UNLOAD => M::unload(),
+        sys::MOD_SHUTDOWN => Ok(()),
+        _ => Err(Errno::EOPNOTSUPP),
+    };
+    result.map_or_else(Errno::code, |()| 0)
+}
+
+/// Refuse a kernel of another release, or one whose structures are laid out
+/// in another way, with a message that says what to build instead.
+pub fn check_kernel() -> Result<(), Errno> {
+    // SAFETY: plain ints, set at build time.
+    let (running, built) = unsafe { (sys::osreldate, sys::shim_built_for) };
+    if running / 100_000 != built / 100_000 {
+        let release = running / 100_000;
+        crate::kprintln!(
+            "built for FreeBSD {} ({built}), but this kernel is FreeBSD {release} ({running}): \
+             build with `make kmod REL={release}`",
+            built / 100_000
+        );
+        return Err(Errno::ENOEXEC);
+    }
+    let pages = buf::max_pages() as usize + 1;
+    let sizes: [(&CStr, &str, usize); 4] = [
+        (c"vm.uma.pbuf.size", "buf", offset_of!(sys::buf, b_pages) + pages * size_of::<usize>()),
+        (c"vm.uma.VNODE.size", "vnode", size_of::<sys::vnode>()),
+        (c"vm.uma.VM_OBJECT.size", "vm_object", size_of::<sys::vm_object>()),
+        (c"vm.uma.MOUNTPOINT.size", "mount", size_of::<sys::mount>()),
+    ];
+    for (name, structure, expected) in sizes {
+        // SAFETY: a NUL-terminated name; module events may sleep.
+        let found = unsafe { sys::shim_zone_item_size(name.as_ptr()) } as usize;
+        // uma(9) rounds an item's size up to its alignment.
+        if found != 0 && found.next_multiple_of(8) != expected.next_multiple_of(8) {
+            return refuse(structure, Some((found, expected)));
+        }
+    }
+    for (structure, known) in [
+        ("vop_vector", vnode_if::layout_is_known()),
+        ("vm_page", vm_page::layout_is_known()),
+        ("vnode", vnode::layout_is_known()),
+    ] {
+        if !known {
+            return refuse(structure, None);
+        }
+    }
+    Ok(())
+}
+
+fn refuse(structure: &str, sizes: Option<(usize, usize)>) -> Result<(), Errno> {
+    let (found, expected) = sizes.unwrap_or((0, 0));
+    crate::kprintln!(
+        "struct {structure} of this kernel differs from the headers the module was built with \
+         ({found} bytes, not {expected}): build it against the kernel's own sources, \
+         `make kmod SYSDIR=/usr/src/sys`"
+    );
+    Err(Errno::ENOEXEC)
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! printf(9), panic(9), pause(9) and the rate limit of messages.
+
+use core::{
+    ffi::c_char,
+    fmt::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::sys;
+
+/// A line of text of bounded length, NUL-terminated; what does not fit is cut.
+///
+/// # Invariants
+///
+/// `len < N`, and the bytes from `len` on are 0.
+pub struct Line<const N: usize> {
+    bytes: [u8; N],
+    len: usize,
+}
+
+impl<const N: usize> Line<N> {
+    /// The text of `args`.
+    pub fn new(args: fmt::Arguments<'_>) -> Self {
+        let mut line = Self { bytes: [0; N], len: 0 };
+        // Cutting is the only error, and a cut line is better than none.
+        let _ = line.write_fmt(args);
+        line
+    }
+
+    fn as_ptr(&self) -> *const c_char {
+        self.bytes.as_ptr().cast()
+    }
+}
+
+impl<const N: usize> Write for Line<N> {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let room = N.saturating_sub(1).saturating_sub(self.len);
+        let take = room.min(s.len());
+        let end = self.len.saturating_add(take);
+        if let (Some(to), Some(from)) =
+            (self.bytes.get_mut(self.len..end), s.as_bytes().get(..take))
+        {
+            to.copy_from_slice(from);
+            self.len = end;
+        }
+        if take == s.len() { Ok(()) } else { Err(fmt::Error) }
+    }
+}
+
+/// Print one line on the console and into the message buffer.
+pub fn print(args: fmt::Arguments<'_>) {
+    let line = Line::<256>::new(format_args!("asyncpager: {args}\n"));
+    // SAFETY: both are NUL-terminated, and "%s" takes exactly one string.
+    unsafe { sys::printf(c"%s".as_ptr(), line.as_ptr()) };
+}
+
+/// printf(9) of one line, with the module's name before it.
+#[macro_export]
+macro_rules! kprintln {
+    ($($arg:tt)*) => { $crate::kpi::systm::print(format_args!($($arg)*)) };
+}
+
+/// Stop the machine. Nothing on the I/O path calls this.
+pub fn panic(args: fmt::Arguments<'_>) -> ! {
+    let line = Line::<256>::new(args);
+    // SAFETY: both are NUL-terminated; panic(9) does not return.
+    unsafe { sys::panic(c"%s".as_ptr(), line.as_ptr()) };
+    #[allow(unreachable_code)]
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Lets a few messages a second pass (ppsratecheck(9)).
+///
+/// # Invariants
+///
+/// `last` and `count` are touched only by who has set `busy`.
+pub struct RateLimit {
+    busy: AtomicBool,
+    last: core::cell::UnsafeCell<sys::timeval>,
+    count: core::cell::UnsafeCell<core::ffi::c_int>,
+    per_second: core::ffi::c_int,
+}
+
+// SAFETY: `busy` serializes all access to the cells.
+unsafe impl Sync for RateLimit {}
+
+impl RateLimit {
+    /// At most `per_second` messages in a second.
+    pub const fn new(per_second: core::ffi::c_int) -> Self {
+        Self {
+            busy: AtomicBool::new(false),
+            last: core::cell::UnsafeCell::new(sys::timeval { tv_sec: 0, tv_usec: 0 }),
+            count: core::cell::UnsafeCell::new(0),
+            per_second,
+        }
+    }
+
+    /// Whether a message may be printed now. Never waits: who finds the limit
+    /// in use is over it.
+    pub fn pass(&self) -> bool {
+        if self.busy.swap(true, Ordering::Acquire) {
+            return false;
+        }
+        // SAFETY: `busy` is ours, so both cells are.
+        let pass = unsafe { sys::eventratecheck(self.last.get(), self.count.get(), self.per_second) };
+        self.busy.store(false, Ordering::Release);
+        pass != 0
+    }
+}
+
+/// Sleep for about `milliseconds`; for threads that may sleep only.
+pub fn pause(milliseconds: u32) {
+    let sbt = i64::from(milliseconds) * ((1i64 << 32) / 1000);
+    // SAFETY: only module events call this, and they may sleep. 0 is C_HARDCLOCK's absence.
+    unsafe { sys::pause_sbt(c"appaus".as_ptr(), sbt, 0, 0) };
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! asyncpager: asynchronous getpages for FFS, so that sendfile(2) never waits
+//! for a disk.
+//!
+//! The module replaces `vop_getpages_async` in the vop_vectors of FFS. A page
+//! on its way from the disk to the socket passes [`vop`] (the entry point),
+//! [`pager`] (request, plan, submit, complete) and [`kpi`] (the kernel).
+#![cfg_attr(not(test), no_std)]
+
+pub mod kpi;
+pub mod pager;
+pub mod stats;
+pub mod tunables;
+pub mod vop;
+
+use kpi::{
+    errno::Errno,
+    module::{self, Module},
+};
+
+/// The module's life.
+pub struct Asyncpager;
+
+impl Module for Asyncpager {
+    fn load() -> Result<(), Errno> {
+        module::check_kernel()?;
+        vop::PBUFS.create().inspect_err(|error| kprintln!("no pbufs, errno {error}"))?;
+        tunables::register().inspect_err(|error| {
+            kprintln!("no sysctls, errno {error}");
+            vop::PBUFS.destroy();
+        })?;
+        vop::take()
+    }
+
+    fn quiesce() -> Result<(), Errno> {
+        vop::restore()
+    }
+
+    fn unload() -> Result<(), Errno> {
+        // A forced unload comes without quiesce; otherwise this finds nothing to do.
+        vop::restore()?;
+        tunables::release();
+        vop::PBUFS.destroy();
+        Ok(())
+    }
+}
+
+/// The module's event handler; sys-headers/shim.c registers it.
+///
+/// # Safety
+///
+/// Called by the kernel's linker only.
+#[cfg(target_os = "none")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn asyncpager_modevent(
+    _: kpi::sys::module_t, what: core::ffi::c_int, _: *mut core::ffi::c_void,
+) -> core::ffi::c_int {
+    module::event::<Asyncpager>(what)
+}
+
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    match info.location() {
+        Some(at) => kpi::systm::panic(format_args!(
+            "asyncpager: {} at {}:{}", info.message(), at.file(), at.line()
+        )),
+        None => kpi::systm::panic(format_args!("asyncpager: {}", info.message())),
+    }
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! From a completed buf to the request's reply.
+//!
+//! Runs in the disk's completion thread for async calls: no sleeping here.
+
+use core::ptr::NonNull;
+
+use super::plan::{self, PAGE};
+use crate::{
+    kpi::{
+        buf::{Form, Pbuf},
+        errno::Errno,
+        sys,
+        systm::RateLimit,
+        vm_object::Object,
+        vm_page::BusiedPage,
+    },
+    kprintln, stats,
+};
+
+/// One message a second about failed reads.
+static MESSAGES: RateLimit = RateLimit::new(1);
+
+/// What a completed buf has come to.
+pub enum Progress {
+    /// It is on its way to the disk again.
+    SentAgain,
+    /// Other parts of its request are still in flight.
+    Arrived,
+    /// The request has been answered so.
+    Answered(Result<(), Errno>),
+}
+
+/// `b_iodone` of every async buf: its way back into this module.
+///
+/// # Safety
+///
+/// Called by the disk's completion thread with a buf that
+/// [`submit`](super::submit::send) has sent.
+pub unsafe extern "C" fn iodone(bp: *mut sys::buf) {
+    if let Some(bp) = NonNull::new(bp) {
+        // SAFETY: the caller's promise.
+        let part = unsafe { Pbuf::from_iodone(bp) };
+        if !matches!(complete(part, &Form::Async(iodone)), Progress::SentAgain) {
+            stats::IN_FLIGHT.leave();
+        }
+    }
+}
+
+/// A part's I/O is over. When it was the request's last, the request is answered.
+///
+/// The caller owns the completed buf, and no lock.
+pub fn complete(mut part: Pbuf, form: &Form) -> Progress {
+    loop {
+        let (behind, ahead) = (part.behind(), part.ahead());
+        let Err(error) = settle(&mut part) else {
+            return arrive(part, Ok(()));
+        };
+        // A bad sector under a page that nobody asked for must not fail the
+        // request: what was asked for is read once more on its own. A device
+        // that is gone stays gone.
+        if behind + ahead == 0 || error == Errno::ENXIO || !part.narrow(behind) {
+            return arrive(part, Err(error));
+        }
+        stats::RETRIES.add(1);
+        match part.send(form) {
+            Some(again) => part = again,
+            None => return Progress::SentAgain,
+        }
+    }
+}
+
+/// The I/O's own clean-up: mapping, bytes behind the end of the file, and the
+/// pages that nobody asked for.
+fn settle(part: &mut Pbuf) -> Result<(), Errno> {
+    let mut outcome = part.settle();
+    match part.vnode().and_then(|vnode| vnode.object()) {
+        Some(object) if outcome.is_ok() => {
+            // The read lock keeps the file's end where it is.
+            let locked = object.read();
+            let eof = locked.vnp_size();
+            for page in part.pages().iter().filter(|page| !page.is_bogus()) {
+                let below = plan::below_eof(page.pindex(), eof);
+                page.zero(below, PAGE as u32 - below);
+            }
+            for page in part.extras() {
+                page.validate(&locked);
+            }
+        }
+        Some(object) => log(part, &object, outcome),
+        None => outcome = Err(Errno::EIO),
+    }
+    part.finish_extras(|page| !page.none_valid());
+    outcome
+}
+
+fn arrive(part: Pbuf, outcome: Result<(), Errno>) -> Progress {
+    let Some((mut lead, outcome)) = part.arrive(outcome) else {
+        return Progress::Arrived;
+    };
+    if outcome.is_ok()
+        && let Some(object) = lead.vnode().and_then(|vnode| vnode.object())
+    {
+        validate(&object, lead.requested(), lead.last_partly_valid());
+    }
+    if outcome.is_err() {
+        stats::ERRORS.add(1);
+    }
+    // The object, the vnode and the mount may go away with the reply.
+    lead.reply().send(outcome);
+    drop(lead);
+    Progress::Answered(outcome)
+}
+
+/// Make the pages of a served request valid up to the end of the file.
+pub fn validate(object: &Object<'_>, pages: &[BusiedPage], last_partly_valid: bool) {
+    let locked = object.read();
+    let read = pages.len().saturating_sub(usize::from(last_partly_valid));
+    for (i, page) in pages.iter().enumerate() {
+        if i < read {
+            page.validate(&locked);
+        } else {
+            // Its invalid part lies behind the end of the file.
+            page.zero_invalid();
+        }
+    }
+}
+
+fn log(part: &Pbuf, object: &Object<'_>, outcome: Result<(), Errno>) {
+    if let (Err(error), Some(vnode), Some(page)) = (outcome, part.vnode(), part.pages().first())
+        && MESSAGES.pass()
+    {
+        let offset = page.pindex().saturating_mul(PAGE);
+        let bytes = part.bytes();
+        kprintln!(
+            "{vnode} offset {offset}: reading {bytes} of {} bytes failed, errno {error}",
+            object.vnp_size()
+        );
+    }
+}

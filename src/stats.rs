@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! What the module has done, as sysctl shows it below `vfs.asyncpager.stats`.
+
+use core::{
+    ffi::CStr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use crate::kpi::{
+    counter::Counter,
+    errno::Errno,
+    sysctl::{Context, Node},
+};
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident, $sysctl:literal, $descr:literal;)+) => {
+        $($(#[doc = $doc])+ pub static $name: Counter = Counter::new();)+
+
+        static ALL: &[(&Counter, &CStr, &CStr)] = &[$((&$name, $sysctl, $descr),)+];
+    };
+}
+
+counters! {
+    /// Calls of VOP_GETPAGES_ASYNC that the module served.
+    CALLS_ASYNC, c"calls_async", c"VOP_GETPAGES_ASYNC calls served";
+    /// Calls of VOP_GETPAGES that the module served.
+    CALLS_SYNC, c"calls_sync", c"VOP_GETPAGES calls served";
+    /// Calls handed over to the original VOP.
+    CALLS_ORIGINAL, c"calls_original", c"Calls handed over to the original VOP";
+    /// Calls emulated over the sync VOP.
+    CALLS_EMULATED, c"calls_emulated", c"Calls emulated over the synchronous VOP";
+    /// Pages that callers asked for.
+    PAGES_REQUESTED, c"pages_requested", c"Pages that callers asked for";
+    /// Pages read before the requested ones.
+    PAGES_BEHIND, c"pages_behind", c"Pages read behind";
+    /// Pages read after the requested ones.
+    PAGES_AHEAD, c"pages_ahead", c"Pages read ahead";
+    /// Requests that a page that was valid already ended at once.
+    PAGES_VALID, c"pages_valid", c"Requests for one page that was valid up to the end of the file";
+    /// Bytes of holes.
+    ZEROED_BYTES, c"zeroed_bytes", c"Bytes zeroed for holes";
+    /// Bufs sent to a device.
+    BUFS, c"bufs", c"Bufs sent to a device";
+    /// Bufs sent again without their extra pages.
+    RETRIES, c"retries", c"Failed bufs read again without the pages nobody asked for";
+    /// Requests that ended with an I/O error.
+    ERRORS, c"errors", c"Requests that ended with an I/O error";
+    /// Requests that failed before any I/O.
+    FAILED, c"failed", c"Requests that failed before any I/O";
+    /// Calls that found no pbuf.
+    NO_PBUF, c"no_pbuf", c"Calls that found no pbuf and went another way";
+}
+
+/// How many are somewhere now.
+pub struct Tally(AtomicUsize);
+
+impl Tally {
+    const fn new() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    /// `n` more.
+    pub fn enter(&self, n: usize) {
+        self.0.fetch_add(n, Ordering::AcqRel);
+    }
+
+    /// One less.
+    pub fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// How many.
+    pub fn now(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Threads inside one of the module's VOPs.
+pub static INSIDE: Tally = Tally::new();
+/// Async bufs whose `b_iodone` is still to come or has not returned.
+pub static IN_FLIGHT: Tally = Tally::new();
+
+/// Get the counters their memory and show them below `parent`. May sleep.
+pub fn register(context: &'static Context, parent: Node) -> Result<(), Errno> {
+    let node = context.node(parent, c"stats", c"What asyncpager has done")?;
+    for (counter, name, descr) in ALL {
+        counter.allocate();
+        context.counter(node, name, descr, counter)?;
+    }
+    Ok(())
+}
+
+/// Give the counters' memory back, after the sysctl tree is gone.
+pub fn release() {
+    for (counter, ..) in ALL {
+        counter.release();
+    }
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! The VOPs' entry points, and how they get into FFS's vop_vectors and out again.
+
+use core::{
+    ffi::{c_int, c_void},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use crate::{
+    kpi::{
+        buf::PbufZone,
+        errno::Errno,
+        smp, sys, systm,
+        vm_pager::PagerError,
+        vnode::Vnode,
+        vnode_if::{self, Getpages, GetpagesAsyncFn, GetpagesFn, Slot, Vector, Which},
+    },
+    kprintln,
+    pager::{self, Answer},
+    stats, tunables,
+};
+
+static VECTORS: [Vector; 2] = [Vector::new(Which::Ffs1), Vector::new(Which::Ffs2)];
+
+/// The module's pbufs.
+pub static PBUFS: PbufZone = PbufZone::new();
+
+/// Whether the slots are meant to be ours, and who is just changing them.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+static CHANGING: AtomicBool = AtomicBool::new(false);
+
+fn async_entry() -> *mut c_void {
+    getpages_async as GetpagesAsyncFn as *mut c_void
+}
+
+fn sync_entry() -> *mut c_void {
+    getpages as GetpagesFn as *mut c_void
+}
+
+fn vector_of(vnode: Vnode<'_>) -> Option<&'static Vector> {
+    VECTORS.iter().find(|vector| vector.is_of(vnode))
+}
+
+/// A thread inside the module; leaving is dropping it.
+struct Inside;
+
+impl Inside {
+    fn enter() -> Self {
+        stats::INSIDE.enter(1);
+        Self
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        stats::INSIDE.leave();
+    }
+}
+
+/// VOP_GETPAGES_ASYNC(9) of FFS.
+///
+/// # Safety
+///
+/// Called through a vop_vector only, with the vnode locked and its object not.
+unsafe extern "C" fn getpages_async(ap: *mut sys::vop_getpages_async_args) -> c_int {
+    let _inside = Inside::enter();
+    if ap.is_null() {
+        return sys::VM_PAGER_ERROR;
+    }
+    // SAFETY: the kernel's argument block, ours for the call. Nobody else has
+    // the duty to call a_iodone until it is passed on below.
+    let Some(vop) = (unsafe { Getpages::from_async(&mut *ap) }) else {
+        return sys::VM_PAGER_ERROR;
+    };
+    let vector = vector_of(vop.vnode);
+    let answer = match vector {
+        Some(_) if tunables::enabled() => {
+            stats::CALLS_ASYNC.add(1);
+            pager::getpages(vop, &PBUFS)
+        }
+        _ => Answer::Original(vop),
+    };
+    let vector = vector.unwrap_or(&VECTORS[1]);
+    match answer {
+        Answer::Done(result) => code(result),
+        Answer::Original(vop) => {
+            vop.reply.pass_on();
+            stats::CALLS_ORIGINAL.add(1);
+            // SAFETY: unanswered; the reply's duty has just been passed on.
+            unsafe { vector.original_async(ap) }.unwrap_or(sys::VM_PAGER_ERROR)
+        }
+        Answer::Emulate(vop) => {
+            stats::CALLS_EMULATED.add(1);
+            // SAFETY: unanswered; the sync VOP does not know of iodone.
+            let result = unsafe { vector.original_sync(&mut vnode_if::sync_args(&*ap)) }
+                .map_or(Err(PagerError::Error), PagerError::check);
+            vop.reply.send(result.map_err(PagerError::errno));
+            code(result)
+        }
+    }
+}
+
+/// VOP_GETPAGES(9) of FFS, when `vfs.asyncpager.sync` is on.
+///
+/// # Safety
+///
+/// Called through a vop_vector only, with the vnode locked and its object not.
+unsafe extern "C" fn getpages(ap: *mut sys::vop_getpages_args) -> c_int {
+    let _inside = Inside::enter();
+    if ap.is_null() {
+        return sys::VM_PAGER_ERROR;
+    }
+    // SAFETY: the kernel's argument block, ours for the call.
+    let Some(vop) = (unsafe { Getpages::from_sync(&mut *ap) }) else {
+        return sys::VM_PAGER_ERROR;
+    };
+    let vector = vector_of(vop.vnode);
+    let answer = match vector {
+        Some(_) if tunables::enabled() => {
+            stats::CALLS_SYNC.add(1);
+            pager::getpages(vop, &PBUFS)
+        }
+        _ => Answer::Original(vop),
+    };
+    match answer {
+        Answer::Done(result) => code(result),
+        Answer::Original(_) | Answer::Emulate(_) => {
+            stats::CALLS_ORIGINAL.add(1);
+            // SAFETY: unanswered.
+            unsafe { vector.unwrap_or(&VECTORS[1]).original_sync(ap) }
+                .unwrap_or(sys::VM_PAGER_ERROR)
+        }
+    }
+}
+
+fn code(result: Result<(), PagerError>) -> c_int {
+    result.map_or_else(PagerError::code, |()| sys::VM_PAGER_OK)
+}
+
+/// Who changes the slots does it alone; the other is told EBUSY.
+fn changing<T>(change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    if CHANGING.swap(true, Ordering::Acquire) {
+        return Err(Errno::EBUSY);
+    }
+    let result = change();
+    CHANGING.store(false, Ordering::Release);
+    result
+}
+
+/// Take the slots over, the sync ones as the switch says.
+pub fn take() -> Result<(), Errno> {
+    changing(|| {
+        TAKEN.store(true, Ordering::Relaxed);
+        apply()
+    })
+}
+
+/// Change the wish about the sync slots, and the slots with it.
+pub fn set_sync(change: impl FnOnce()) -> Result<(), Errno> {
+    changing(|| {
+        change();
+        if TAKEN.load(Ordering::Relaxed) { apply() } else { Ok(()) }
+    })
+}
+
+fn apply() -> Result<(), Errno> {
+    let mut result = Ok(());
+    for vector in &VECTORS {
+        vector.take(Slot::Async, async_entry());
+        if tunables::sync() {
+            vector.take(Slot::Sync, sync_entry());
+        } else if !vector.restore(Slot::Sync, sync_entry()) {
+            result = Err(Errno::EBUSY);
+        }
+    }
+    result
+}
+
+/// How long unloading waits for I/O in flight.
+const DRAIN_MS: u32 = 30_000;
+const DRAIN_STEP_MS: u32 = 10;
+
+/// Put the originals back and wait until nobody can be inside any more. On
+/// an error everything is at work again.
+pub fn restore() -> Result<(), Errno> {
+    changing(|| {
+        if !put_back() {
+            kprintln!("somebody else has replaced getpages since: unload that first");
+            take_again();
+            return Err(Errno::EBUSY);
+        }
+        // Who loaded the pointer and has not entered yet, enters now.
+        smp::pass_every_cpu();
+        let mut waited = 0;
+        while stats::INSIDE.now() + stats::IN_FLIGHT.now() > 0 {
+            if waited >= DRAIN_MS {
+                kprintln!(
+                    "{} threads and {} bufs are still inside after {} s: not unloading",
+                    stats::INSIDE.now(), stats::IN_FLIGHT.now(), DRAIN_MS / 1000
+                );
+                take_again();
+                return Err(Errno::EBUSY);
+            }
+            systm::pause(DRAIN_STEP_MS);
+            waited += DRAIN_STEP_MS;
+        }
+        // Who has just left still has to return through our code.
+        smp::pass_every_cpu();
+        TAKEN.store(false, Ordering::Relaxed);
+        Ok(())
+    })
+}
+
+fn put_back() -> bool {
+    VECTORS.iter().fold(true, |all, vector| {
+        let restored = vector.restore(Slot::Sync, sync_entry());
+        vector.restore(Slot::Async, async_entry()) && restored && all
+    })
+}
+
+/// After a failed [`put_back`]: only what is the original now is taken again,
+/// so that whoever replaced ours keeps calling it.
+fn take_again() {
+    for vector in &VECTORS {
+        vector.take_if_original(Slot::Async, async_entry());
+        if tunables::sync() {
+            vector.take_if_original(Slot::Sync, sync_entry());
+        }
+    }
+}

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "wrapper.h"
+
+/*
+ * KPI that only some releases have is weak here, so that a module for the
+ * wrong release still links and can say in its own words why it refuses to
+ * load (see src/kpi/module.rs).
+ */
+#if __FreeBSD_version < 1500000
+#pragma weak runningbufspace
+#else
+#pragma weak runningbufclaim
+#endif
+
+void
+shim_VM_OBJECT_WLOCK(vm_object_t object)
+{
+	VM_OBJECT_WLOCK(object);
+}
+
+void
+shim_VM_OBJECT_WUNLOCK(vm_object_t object)
+{
+	VM_OBJECT_WUNLOCK(object);
+}
+
+void
+shim_VM_OBJECT_RLOCK(vm_object_t object)
+{
+	VM_OBJECT_RLOCK(object);
+}
+
+void
+shim_VM_OBJECT_RUNLOCK(vm_object_t object)
+{
+	VM_OBJECT_RUNLOCK(object);
+}
+
+vm_ooffset_t
+shim_vnp_size(vm_object_t object)
+{
+	return (object->un_pager.vnp.vnp_size);
+}
+
+struct buf *
+shim_pbuf_alloc(uma_zone_t zone, int flags)
+{
+	return (uma_zalloc(zone, flags));
+}
+
+void
+shim_pbuf_free(uma_zone_t zone, struct buf *bp)
+{
+	uma_zfree(zone, bp);
+}
+
+void
+shim_BUF_KERNPROC(struct buf *bp)
+{
+	BUF_KERNPROC(bp);
+}
+
+void
+shim_bstrategy(struct buf *bp)
+{
+	bstrategy(bp);
+}
+
+void
+shim_runningbuf_claim(struct buf *bp, int bytes)
+{
+#if __FreeBSD_version < 1500000
+	bp->b_runningbufspace = bytes;
+	atomic_add_long(&runningbufspace, bytes);
+#else
+	runningbufclaim(bp, bytes);
+#endif
+}
+
+/* A buf whose b_pages has room for maxphys. */
+bool
+shim_buf_is_wide(const struct buf *bp)
+{
+	return ((bp->b_flags & B_MAXPHYS) != 0);
+}
+
+/* The size of a uma(9) zone's items, as vm.uma.*.size tells it; 0 if unknown. */
+size_t
+shim_zone_item_size(const char *sysctl_name)
+{
+	char name[64];
+	uint32_t size = 0;
+	size_t len = sizeof(size);
+
+	/* kernel_sysctlbyname() takes a name that it may not keep const. */
+	if (strlcpy(name, sysctl_name, sizeof(name)) >= sizeof(name) ||
+	    kernel_sysctlbyname(curthread, name, &size, &len, NULL, 0, NULL,
+	    0) != 0)
+		return (0);
+	return (size);
+}
+
+void
+shim_hold_creds(struct buf *bp)
+{
+	bp->b_rcred = crhold(curthread->td_ucred);
+	bp->b_wcred = crhold(curthread->td_ucred);
+}
+
+void
+shim_VM_CNT_VNODE_IN(u_int pages)
+{
+	VM_CNT_INC(v_vnodein);
+	VM_CNT_ADD(v_vnodepgsin, pages);
+}
+
+void
+shim_counter_u64_add(counter_u64_t counter, int64_t inc)
+{
+	counter_u64_add(counter, inc);
+}
+
+bool
+shim_VN_IS_DOOMED(struct vnode *vp)
+{
+	return (VN_IS_DOOMED(vp));
+}
+
+int
+shim_VOP_BMAP(struct vnode *vp, daddr_t bn, struct bufobj **bop, daddr_t *bnp,
+    int *runp, int *runb)
+{
+	struct vop_bmap_args a = {
+		.a_gen.a_desc = &vop_bmap_desc,
+		.a_vp = vp, .a_bn = bn, .a_bop = bop, .a_bnp = bnp,
+		.a_runp = runp, .a_runb = runb,
+	};
+
+	return (VOP_BMAP_APV(vp->v_op, &a));
+}
+
+uint64_t
+shim_inode_number(struct vnode *vp)
+{
+	return (VTOI(vp)->i_number);
+}
+
+/*
+ * Run on the given CPU, and again after everything that was runnable there
+ * has had its turn.  False when there is no such CPU.
+ */
+bool
+shim_cpu_pass(u_int cpu)
+{
+	if (cpu > mp_maxid || CPU_ABSENT(cpu))
+		return (false);
+	thread_lock(curthread);
+	sched_bind(curthread, cpu);
+	thread_unlock(curthread);
+	kern_yield(PRI_MAX_TIMESHARE);
+	return (true);
+}
+
+void
+shim_cpu_unbind(void)
+{
+	thread_lock(curthread);
+	sched_unbind(curthread);
+	thread_unlock(curthread);
+}
+
+/*
+ * The module's registration.  MODULE_DEPEND admits any kernel from 14 to 15:
+ * asyncpager_modevent() compares releases itself and says what to build.
+ */
+const int shim_built_for = __FreeBSD_version;
+
+static moduledata_t asyncpager_mod = {
+	"asyncpager", asyncpager_modevent, NULL
+};
+MODULE_VERSION(asyncpager, 1);
+MODULE_DEPEND(asyncpager, ufs, 1, 1, 1);
+MODULE_DEPEND(asyncpager, kernel, 1400000, __FreeBSD_version, 1599999);
+MODULE_METADATA(_md_asyncpager, MDT_MODULE, &asyncpager_mod, "asyncpager");
+SYSINIT(asyncpagermodule, SI_SUB_VFS, SI_ORDER_ANY, module_register_init,
+    &asyncpager_mod);

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Stands in for the header that vnode_if.awk generates.  Argument structures
+ * and entry points of the VOPs that the module implements or calls; a_gen is
+ * always first, then the arguments of vnode_if.src in order.
+ */
+#pragma once
+#include "vnode_if_typedef.h"
+#include "vnode_if_newproto.h"
+
+struct vop_bmap_args {
+	struct vop_generic_args	a_gen;
+	struct vnode		*a_vp;
+	daddr_t			 a_bn;
+	struct bufobj		**a_bop;
+	daddr_t			*a_bnp;
+	int			*a_runp;
+	int			*a_runb;
+};
+
+struct vop_getpages_args {
+	struct vop_generic_args	a_gen;
+	struct vnode		*a_vp;
+	vm_page_t		*a_m;
+	int			 a_count;
+	int			*a_rbehind;
+	int			*a_rahead;
+};
+
+struct vop_getpages_async_args {
+	struct vop_generic_args	a_gen;
+	struct vnode		*a_vp;
+	vm_page_t		*a_m;
+	int			 a_count;
+	int			*a_rbehind;
+	int			*a_rahead;
+	vop_getpages_iodone_t	*a_iodone;
+	void			*a_arg;
+};
+
+extern struct vnodeop_desc vop_bmap_desc;
+extern struct vnodeop_desc vop_getpages_desc;
+extern struct vnodeop_desc vop_getpages_async_desc;
+
+int VOP_BMAP_APV(struct vop_vector *vop, struct vop_bmap_args *);

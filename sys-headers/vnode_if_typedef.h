@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Stands in for the header that vnode_if.awk generates: the VOPs' types. */
+#pragma once
+#define VOP(name)						\
+	struct vop_##name##_args;				\
+	typedef int vop_##name##_t(struct vop_##name##_args *);
+#include "vops.h"
+#undef VOP
