@@ -1,1 +1,141 @@
-fn main(){}
+// SPDX-License-Identifier: BSD-2-Clause
+//! asyncpager-testbed: runs asyncpager.ko, the very file that kldload takes,
+//! in userspace, with a disk, files and a sendfile of its own, and watches
+//! that it keeps the kernel's rules.
+
+mod bed;
+mod buf;
+mod cpu;
+mod disk;
+mod elf;
+mod kernel;
+mod low;
+mod rules;
+mod scenario;
+mod sendfile;
+mod serve;
+mod sysctl;
+mod ufs;
+mod vfs;
+mod vm;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+/// Run asyncpager.ko in userspace.
+///
+/// Exit codes: 0 all is well, 1 bad input or a failed check, 2 the module
+/// broke a rule of the kernel.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a filesystem with files of all shapes and serve it.
+    Demo(Common),
+    /// Serve every file of a UFS image, check each byte against the source files.
+    Serve {
+        #[command(flatten)]
+        common: Common,
+        /// The UFS1 or UFS2 image.
+        #[arg(long)]
+        image: PathBuf,
+        /// The directory that the image was made from.
+        #[arg(long)]
+        source: PathBuf,
+    },
+    /// Check promises of the VOP's contract one by one.
+    Check {
+        #[command(flatten)]
+        common: Common,
+        /// List the names and stop.
+        #[arg(long)]
+        list: bool,
+        /// What to check; all when none is named.
+        names: Vec<String>,
+    },
+}
+
+/// What all commands take.
+#[derive(Args, Clone)]
+pub struct Common {
+    /// The module.
+    #[arg(long, default_value = "target/kmod/14-amd64/asyncpager.ko")]
+    ko: PathBuf,
+    /// The disk's latency in milliseconds.
+    #[arg(long, default_value_t = 2)]
+    latency: u64,
+    /// Threads that send files.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
+    threads: u64,
+    /// Of 100 transfers, how many fail with EIO.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    fail: u8,
+    /// Mount without MNTK_UNMAPPED_BUFS.
+    #[arg(long)]
+    mapped: bool,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The kernel's osreldate.
+    #[arg(long, default_value_t = 1_402_000)]
+    osreldate: i32,
+    /// Bytes by which the kernel's struct vnode differs from the headers'.
+    #[arg(long, default_value_t = 0)]
+    grow_vnode: usize,
+    /// A loader tunable, name=value.
+    #[arg(long, value_parser = tunable)]
+    tunable: Vec<(String, String)>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn tunable(text: &str) -> Result<(String, String)> {
+    let Some((name, value)) = text.split_once('=') else {
+        bail!("not name=value");
+    };
+    Ok((name.to_string(), value.to_string()))
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("asyncpager-testbed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Demo(common) => serve::demo(&common),
+        Command::Serve { common, image, source } => serve::serve(&common, &image, &source),
+        Command::Check { list: true, .. } => {
+            scenario::ALL.iter().for_each(|(name, _)| println!("{name}"));
+            Ok(())
+        }
+        Command::Check { common, names, .. } => {
+            let all = scenario::ALL.iter().map(|(name, _)| name.to_string());
+            let names = if names.is_empty() { all.collect() } else { names };
+            let mut failed = Vec::new();
+            for name in &names {
+                match scenario::run(name, &common.ko, common.seed) {
+                    Ok(()) => println!("{name}: ok"),
+                    Err(error) => {
+                        println!("{name}: FAILED: {error:#}");
+                        failed.push(name.clone());
+                    }
+                }
+            }
+            if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
+        }
+    }
+}

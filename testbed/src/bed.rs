@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! A loaded module with a disk below it, and what every run checks at its end.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    disk::Disk,
+    kernel::{self, Module, Options},
+    ufs::Inode,
+    vfs::{Bmap, File, Mount},
+};
+
+/// See the module's documentation.
+pub struct Bed {
+    /// The module; `None` between unload and load.
+    pub module: Option<Module>,
+    /// The disk.
+    pub disk: Arc<Disk>,
+    thread: Option<JoinHandle<()>>,
+    files: Mutex<Vec<Arc<File>>>,
+}
+
+impl Bed {
+    /// Load the module over a disk that holds `image`.
+    pub fn new(ko: &Path, options: &Options, image: Vec<u8>, sector: i32, seed: u64) -> Result<Self> {
+        let module = Module::load(ko, options)?;
+        let (disk, thread) = Disk::new(image, sector, seed);
+        Ok(Self { module: Some(module), disk, thread: Some(thread), files: Mutex::default() })
+    }
+
+    /// Open a file of the disk.
+    pub fn open(&self, inode: Inode, mount: Mount, ufs2: bool) -> Arc<File> {
+        let file = File::open(inode, mount, &self.disk, ufs2);
+        self.files.lock().unwrap().push(file.clone());
+        file
+    }
+
+    /// A file whose blocks are at the given blocks of the disk.
+    pub fn synthetic(&self, block: u64, map: &[Option<u64>], size: u64, unmapped: bool) -> Arc<File> {
+        let map = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
+        let inode = Inode { path: "synthetic".into(), number: 4, size, map };
+        self.open(inode, Mount { block, unmapped, bmap: Bmap::Good }, true)
+    }
+
+    /// What the file's byte is.
+    pub fn byte(&self, file: &File, at: u64) -> u8 {
+        if at >= file.inode.size {
+            return 0;
+        }
+        let block = file.mount.block;
+        let place = file.inode.map.get((at / block) as usize).copied().flatten();
+        place.map_or(0, |place| self.disk.image()[place as usize * 512 + (at % block) as usize])
+    }
+
+    /// Close all files, unload the module, and see that nothing is left.
+    pub fn finish(mut self) -> Result<()> {
+        for file in self.files.lock().unwrap().drain(..) {
+            file.close();
+        }
+        let module = self.module.take();
+        let unloaded = module.map_or(Ok(()), |module| module.unload());
+        self.disk.stop();
+        self.thread.take().map(JoinHandle::join);
+        if let Err(errno) = unloaded {
+            bail!("kldunload failed, errno {errno}");
+        }
+        kernel::check_balance();
+        Ok(())
+    }
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! Threads as the module sees them: a pcpu behind %gs with curthread and counters.
+
+use std::{cell::Cell, sync::Mutex};
+
+use asyncpager::kpi::sys;
+
+use crate::{low, rules::rule};
+
+/// Bytes of one fake pcpu; counters lie behind the structure.
+const SIZE: usize = 64 << 10;
+
+static ALL: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+static COUNTERS: Mutex<Vec<Option<()>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static MINE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Make the calling host thread one that may run the module's code.
+pub fn attach() {
+    if MINE.get() != 0 {
+        return;
+    }
+    let pcpu = low::variable(SIZE) as usize;
+    let thread: *mut sys::thread = low::zeroed();
+    let cred: *mut sys::ucred = low::zeroed();
+    // SAFETY: fresh memory of the right size; ARCH_SET_GS changes only %gs,
+    // which a Linux program does not use.
+    unsafe {
+        (*thread).td_ucred = cred;
+        (*(pcpu as *mut sys::pcpu)).pc_curthread = thread;
+        const ARCH_SET_GS: libc::c_int = 0x1001;
+        let failed = libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, pcpu);
+        assert_eq!(failed, 0, "arch_prctl(ARCH_SET_GS)");
+    }
+    MINE.set(pcpu);
+    ALL.lock().unwrap().push(pcpu);
+}
+
+fn offset(slot: usize) -> usize {
+    size_of::<sys::pcpu>().next_multiple_of(64) + slot * 8
+}
+
+/// counter_u64_alloc(9): the handle is the counter's offset from %gs.
+pub extern "C" fn counter_u64_alloc(_flags: i32) -> *mut u64 {
+    crate::rules::may_sleep("counter_u64_alloc");
+    let mut counters = COUNTERS.lock().unwrap();
+    let slot = counters.iter().position(Option::is_none).unwrap_or(counters.len());
+    if slot == counters.len() {
+        counters.push(None);
+    }
+    counters[slot] = Some(());
+    assert!(offset(slot) + 8 <= SIZE, "too many counters");
+    let handle = offset(slot) as *mut u64;
+    for pcpu in ALL.lock().unwrap().iter() {
+        // SAFETY: within every pcpu.
+        unsafe { ((pcpu + handle as usize) as *mut u64).write_volatile(0) };
+    }
+    handle
+}
+
+/// A counter that nobody reads, for the system's own statistics.
+pub fn spare_counter() -> *mut u64 {
+    (SIZE - 8) as *mut u64
+}
+
+/// counter_u64_free(9).
+pub extern "C" fn counter_u64_free(counter: *mut u64) {
+    let slot = (counter as usize).wrapping_sub(offset(0)) / 8;
+    let mut counters = COUNTERS.lock().unwrap();
+    rule("counter_u64_free", counters.get(slot).is_some_and(Option::is_some), "not a live counter");
+    counters[slot] = None;
+}
+
+/// The sum over all threads.
+pub fn counter_fetch(counter: *mut u64) -> u64 {
+    let all = ALL.lock().unwrap();
+    // SAFETY: `counter` is an offset within every pcpu.
+    all.iter().fold(0, |sum, pcpu| {
+        sum.wrapping_add(unsafe { ((pcpu + counter as usize) as *const u64).read_volatile() })
+    })
+}
+
+/// Counters that are allocated now.
+pub fn counters() -> usize {
+    COUNTERS.lock().unwrap().iter().flatten().count()
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! The disk: serves bufs from an image after a latency, and fails when told to.
+
+use std::{
+    collections::HashMap,
+    ffi::c_int,
+    ops::Range,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use asyncpager::kpi::sys;
+
+use crate::{
+    buf, cpu, low,
+    rules::{completing, rule},
+    vm::{self, PAGE, Page},
+};
+
+/// How the disk behaves.
+#[derive(Clone, Debug, Default)]
+pub struct Manners {
+    /// Time from a buf's arrival to its completion.
+    pub latency: Duration,
+    /// Bytes of the device that cannot be read, and the errno to say so.
+    pub bad: Vec<(Range<u64>, c_int)>,
+    /// Of 100 transfers, how many fail with EIO.
+    pub fail_percent: u8,
+    /// Transfers stop one sector short, without an error.
+    pub short: bool,
+    /// Every transfer fails with ENXIO.
+    pub gone: bool,
+}
+
+/// A disk.
+pub struct Disk {
+    /// The bufobj that bufs name.
+    pub bufobj: *mut sys::bufobj,
+    image: Vec<u8>,
+    manners: Mutex<Manners>,
+    queue: Mutex<Vec<(Instant, usize)>>,
+    arrived: Condvar,
+    stop: AtomicBool,
+    /// Transfers completed, and how many of them with an error.
+    pub transfers: AtomicU64,
+    /// See `transfers`.
+    pub errors: AtomicU64,
+    rng: Mutex<fastrand::Rng>,
+}
+
+// SAFETY: the bufobj is constant after `new`; all else is guarded.
+unsafe impl Send for Disk {}
+// SAFETY: as above.
+unsafe impl Sync for Disk {}
+
+static DISKS: Mutex<Option<HashMap<usize, Arc<Disk>>>> = Mutex::new(None);
+
+impl Disk {
+    /// A disk that holds `image`, and the thread that completes its bufs.
+    pub fn new(image: Vec<u8>, sector: c_int, seed: u64) -> (Arc<Self>, JoinHandle<()>) {
+        let bufobj: *mut sys::bufobj = low::zeroed();
+        let ops: *mut sys::buf_ops = low::zeroed();
+        // SAFETY: fresh memory.
+        unsafe {
+            (*ops).bop_strategy = Some(strategy);
+            (*bufobj).bo_ops = ops;
+            (*bufobj).bo_bsize = sector;
+        }
+        let disk = Arc::new(Self {
+            bufobj,
+            image,
+            manners: Mutex::default(),
+            queue: Mutex::default(),
+            arrived: Condvar::new(),
+            stop: AtomicBool::new(false),
+            transfers: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            rng: Mutex::new(fastrand::Rng::with_seed(seed)),
+        });
+        DISKS.lock().unwrap().get_or_insert_default().insert(bufobj as usize, disk.clone());
+        let worker = disk.clone();
+        let thread = std::thread::spawn(move || {
+            cpu::attach();
+            worker.work();
+        });
+        (disk, thread)
+    }
+
+    /// Change how the disk behaves from the next buf on.
+    pub fn behave(&self, manners: Manners) {
+        *self.manners.lock().unwrap() = manners;
+    }
+
+    /// End the disk's thread.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.arrived.notify_all();
+    }
+
+    /// The bytes of the image, without the disk's manners.
+    pub fn image(&self) -> &[u8] {
+        &self.image
+    }
+
+    fn work(&self) {
+        let mut queue = self.queue.lock().unwrap();
+        loop {
+            if self.stop.load(Ordering::Acquire) && queue.is_empty() {
+                return;
+            }
+            let now = Instant::now();
+            let due: Vec<usize> =
+                queue.iter().enumerate().filter(|(_, (at, _))| *at <= now).map(|(i, _)| i).collect();
+            if due.is_empty() {
+                let wait = queue.iter().map(|(at, _)| *at - now).min().unwrap_or(Duration::from_millis(50));
+                queue = self.arrived.wait_timeout(queue, wait).unwrap().0;
+                continue;
+            }
+            // Disks reorder.
+            let pick = due[self.rng.lock().unwrap().usize(..due.len())];
+            let (_, bp) = queue.swap_remove(pick);
+            drop(queue);
+            self.complete(bp as *mut sys::buf);
+            queue = self.queue.lock().unwrap();
+        }
+    }
+
+    fn complete(&self, bp: *mut sys::buf) {
+        let manners = self.manners.lock().unwrap().clone();
+        // SAFETY: the buf is the disk's until b_iodone is called.
+        let buf = unsafe { &mut *bp };
+        let (start, len) = (buf.b_iooffset as u64, buf.b_bcount as u64);
+        let bad = manners.bad.iter().find(|(r, _)| r.start < start + len && start < r.end);
+        let unlucky = manners.fail_percent > 0 && self.rng.lock().unwrap().u8(..100) < manners.fail_percent;
+        let error = match bad {
+            _ if manners.gone => sys::ENXIO,
+            Some((_, errno)) => *errno,
+            None if unlucky || start + len > self.image.len() as u64 => sys::EIO,
+            None => 0,
+        };
+        self.transfers.fetch_add(1, Ordering::Relaxed);
+        buf.b_resid = 0;
+        if error != 0 {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+            buf.b_error = error;
+            buf.b_ioflags = sys::BIO_ERROR as u16;
+            buf.b_resid = buf.b_bcount;
+        } else {
+            let short = if manners.short { 512.min(len) } else { 0 };
+            buf.b_resid = short as i64;
+            deliver(buf, &self.image[start as usize..(start + len - short) as usize]);
+        }
+        buf::runningbufwakeup(bp);
+        let iodone = buf.b_iodone.take();
+        rule("bufdone", iodone.is_some(), "no b_iodone");
+        // SAFETY: the callback that came with the buf, once.
+        completing(|| unsafe { iodone.map(|iodone| iodone(bp)) });
+    }
+}
+
+/// Copy data to where the buf wants it: its mapping, or its pages.
+fn deliver(buf: &sys::buf, data: &[u8]) {
+    if buf.b_data as usize != unmapped() {
+        // SAFETY: a mapped buf: strategy() has checked that b_data lies in
+        // the buf's own range; what is not mapped there faults.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), buf.b_data.cast(), data.len()) };
+        return;
+    }
+    let pages: *const *mut sys::vm_page = (&raw const buf.b_pages).cast();
+    let mut at = buf.b_offset as usize % PAGE;
+    let mut rest = data;
+    let mut index = 0;
+    while !rest.is_empty() {
+        let n = rest.len().min(PAGE - at);
+        // SAFETY: strategy() has checked that b_npages covers the transfer.
+        unsafe { Page(*pages.add(index)).data().add(at).copy_from_nonoverlapping(rest.as_ptr(), n) };
+        rest = &rest[n..];
+        at = 0;
+        index += 1;
+    }
+}
+
+/// The address that stands for "not mapped"; nothing is there.
+pub fn unmapped() -> usize {
+    static PLACE: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| vm::reserve(257) as usize);
+    *PLACE
+}
+
+/// `bop_strategy`: checks what a driver relies on, then queues the buf.
+unsafe extern "C" fn strategy(bo: *mut sys::bufobj, bp: *mut sys::buf) {
+    let call = "bstrategy";
+    // SAFETY: the caller gives the buf up.
+    let buf = unsafe { &mut *bp };
+    rule(call, buf.b_bufobj == bo, "b_bufobj is another one");
+    rule(call, buf.b_iocmd == sys::BIO_READ as u16, "not a read");
+    rule(call, !buf.b_rcred.is_null() && !buf.b_wcred.is_null(), "no creds are held");
+    rule(call, buf.b_iodone.is_some(), "no b_iodone");
+    rule(call, i64::from(buf.b_runningbufspace) == buf.b_bcount, "runningbufspace is not claimed");
+    rule(call, buf.b_iooffset == buf.b_blkno * 512, "b_iooffset is not b_blkno's");
+    rule(call, buf.b_ioflags == 0 && buf.b_flags & sys::B_DONE as u32 == 0, "flags of an earlier I/O are set");
+    // SAFETY: a live bufobj.
+    let sector = i64::from(unsafe { (*bo).bo_bsize });
+    rule(call, buf.b_bcount > 0 && buf.b_bcount % sector == 0, format_args!("{} bytes are not sectors", buf.b_bcount));
+    rule(call, buf.b_bcount == buf.b_bufsize, "b_bcount is not b_bufsize");
+    let (offset, base) = (buf.b_offset as usize % PAGE, buf.b_kvabase as usize);
+    let pages = (offset + buf.b_bcount as usize).div_ceil(PAGE);
+    rule(call, pages == buf.b_npages as usize, format_args!("b_npages {} for {pages} pages", buf.b_npages));
+    if buf.b_data as usize != unmapped() {
+        rule(call, buf.b_data as usize == base + offset, "b_data is not where the pages are mapped");
+    }
+    let array: *const *mut sys::vm_page = (&raw const buf.b_pages).cast();
+    let mut first = None;
+    for i in 0..pages {
+        // SAFETY: within b_npages.
+        let page = Page(unsafe { *array.add(i) });
+        if page == Page::bogus() {
+            continue;
+        }
+        rule(call, page.is_busy(), format_args!("page {i} is not busied"));
+        let base = page.fields().pindex.wrapping_sub(i as u64);
+        rule(call, *first.get_or_insert(base) == base, "pages are not consecutive");
+        rule(call, offset != 0 || pages == 1 || page.fields().valid == 0 || sector < 512, "reading over a valid page");
+    }
+    let Some(disk) = DISKS.lock().unwrap().as_ref().and_then(|all| all.get(&(bo as usize)).cloned()) else {
+        crate::rules::violation(call, "not a disk");
+    };
+    let due = Instant::now() + disk.manners.lock().unwrap().latency;
+    disk.queue.lock().unwrap().push((due, bp as usize));
+    disk.arrived.notify_all();
+}

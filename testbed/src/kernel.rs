@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! The kernel around the module: its symbols, and kldload and kldunload.
+
+use std::{
+    collections::HashMap,
+    ffi::{CStr, c_char, c_int, c_void},
+    mem::offset_of,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+use asyncpager::kpi::sys;
+
+use crate::{
+    buf, cpu, disk,
+    elf::{Loaded, Symbol},
+    low,
+    rules::{may_sleep, rule, violation},
+    sysctl, vfs, vm,
+};
+
+/// What kldload is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The kernel's `osreldate`.
+    pub osreldate: c_int,
+    /// Bytes by which this kernel's struct vnode is larger than the headers'.
+    pub grow_vnode: usize,
+    /// Loader tunables.
+    pub tunables: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { osreldate: 1_402_000, grow_vnode: 0, tunables: Vec::new() }
+    }
+}
+
+static GROWN: AtomicUsize = AtomicUsize::new(0);
+static REGISTERED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+static MESSAGES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// See [`Options::grow_vnode`].
+pub fn grown_vnode() -> usize {
+    GROWN.load(Ordering::Relaxed)
+}
+
+/// Lines that the module has printed.
+pub fn messages() -> Vec<String> {
+    MESSAGES.lock().unwrap().clone()
+}
+
+/// A loaded module.
+pub struct Module {
+    data: *const sys::moduledata,
+    /// Its name, by its moduledata.
+    pub name: String,
+}
+
+// SAFETY: the module's data stays mapped for ever; its events are called
+// through one owner at a time.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Module {
+    /// kldload: link, check dependencies, run the module's SYSINITs, MOD_LOAD.
+    pub fn load(path: &Path, options: &Options) -> Result<Self> {
+        cpu::attach();
+        GROWN.store(options.grow_vnode, Ordering::Relaxed);
+        sysctl::tunables(options.tunables.iter().cloned());
+        let loaded = Loaded::load(path, &symbols(options))?;
+        for metadata in loaded.set::<sys::mod_metadata>("set_modmetadata_set") {
+            // SAFETY: relocated structures of the module.
+            unsafe {
+                let metadata = &*metadata;
+                let on = CStr::from_ptr(metadata.md_cval).to_string_lossy();
+                if metadata.md_type == sys::MDT_DEPEND && on == "kernel" {
+                    let depend = &*metadata.md_data.cast::<sys::mod_depend>();
+                    let range = depend.md_ver_minimum..=depend.md_ver_maximum;
+                    ensure!(
+                        range.contains(&options.osreldate),
+                        "the module depends on a kernel of {range:?}, and this is {}", options.osreldate
+                    );
+                }
+            }
+        }
+        REGISTERED.lock().unwrap().clear();
+        let mut inits = loaded.set::<sys::sysinit>("set_sysinit_set");
+        ensure!(!inits.is_empty(), "{} has no SYSINIT: it would do nothing", path.display());
+        // SAFETY: relocated structures of the module, run once, in order.
+        unsafe {
+            inits.sort_by_key(|init| ((**init).subsystem, (**init).order));
+            for init in inits {
+                if let Some(func) = (*init).func {
+                    func((*init).udata);
+                }
+            }
+        }
+        let Some(data) = REGISTERED.lock().unwrap().first().map(|data| *data as *const sys::moduledata) else {
+            bail!("{} registers no module", path.display());
+        };
+        // SAFETY: what the module registered; its name is a C string.
+        let name = unsafe { CStr::from_ptr((*data).name) }.to_string_lossy().into_owned();
+        let module = Self { data, name };
+        match module.event(sys::MOD_LOAD) {
+            0 => Ok(module),
+            errno => bail!(
+                "{} refused to load, errno {errno}: {}", module.name, messages().last().map_or("", String::as_str)
+            ),
+        }
+    }
+
+    fn event(&self, what: u32) -> c_int {
+        // SAFETY: the module's own event handler, serialized as the kernel does.
+        unsafe { (*self.data).evhand.map_or(0, |handler| handler(std::ptr::null_mut(), what as c_int, (*self.data).priv_)) }
+    }
+
+    /// kldunload: MOD_QUIESCE, then MOD_UNLOAD. The errno of a refusal.
+    pub fn unload(&self) -> Result<(), c_int> {
+        for what in [sys::MOD_QUIESCE, sys::MOD_UNLOAD] {
+            match self.event(what) {
+                0 => {}
+                errno => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Everything that a module may hold has been given back.
+pub fn check_balance() {
+    let call = "after kldunload";
+    rule(call, vfs::restored(), "an original VOP is not restored");
+    for (what, n) in [
+        ("bufs out of their zone", buf::out()),
+        ("zones", buf::zones()),
+        ("counters", cpu::counters()),
+        ("sysctl nodes", sysctl::registered()),
+        ("mapped pages", vm::MAPPED.load(Ordering::Relaxed)),
+        ("pages in use", vm::used()),
+        ("references on creds", buf::CREDS.load(Ordering::Relaxed) as usize),
+        ("bytes of runningbufspace", buf::running().load(Ordering::Relaxed) as usize),
+    ] {
+        rule(call, n == 0, format_args!("{n} {what} are left"));
+    }
+}
+
+fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
+    macro_rules! functions {
+        ($($name:literal => $function:expr),* $(,)?) => {
+            [$(($name, Symbol::Function($function as *const () as usize))),*]
+        };
+    }
+    let mut all = HashMap::from(functions! {
+        "PHYS_TO_VM_PAGE" => vm::phys_to_vm_page,
+        "VOP_BMAP_APV" => vfs::vop_bmap_apv,
+        "__mtx_unlock_spin_flags" => nothing,
+        "__rw_rlock" => vm::rw_rlock,
+        "_lockmgr_disown" => buf::lockmgr_disown,
+        "_rw_runlock_cookie" => vm::rw_runlock,
+        "_rw_wlock_cookie" => vm::rw_wlock,
+        "_rw_wunlock_cookie" => vm::rw_wunlock,
+        "bdone" => buf::bdone,
+        "bwait" => buf::bwait,
+        "counter_u64_alloc" => cpu::counter_u64_alloc,
+        "counter_u64_free" => cpu::counter_u64_free,
+        "crhold" => buf::crhold,
+        "eventratecheck" => eventratecheck,
+        "kern_yield" => kern_yield,
+        "kernel_sysctlbyname" => sysctl::kernel_sysctlbyname,
+        "memcpy" => libc::memcpy,
+        "memmove" => libc::memmove,
+        "memset" => libc::memset,
+        "module_register_init" => module_register_init,
+        "panic" => panic,
+        "pause_sbt" => pause_sbt,
+        "pbgetbo" => buf::pbgetbo,
+        "pbrelbo" => buf::pbrelbo,
+        "pbuf_zsecond_create" => buf::pbuf_zsecond_create,
+        "pmap_qenter" => vm::pmap_qenter,
+        "pmap_qremove" => vm::pmap_qremove,
+        "pmap_zero_page_area" => vm::pmap_zero_page_area,
+        "printf" => printf,
+        "runningbufwakeup" => buf::runningbufwakeup,
+        "sched_bind" => nothing,
+        "sched_unbind" => nothing,
+        "strlcpy" => strlcpy,
+        "sysctl_add_oid" => sysctl::sysctl_add_oid,
+        "sysctl_ctx_free" => sysctl::sysctl_ctx_free,
+        "sysctl_ctx_init" => sysctl::sysctl_ctx_init,
+        "sysctl_handle_bool" => sysctl::sysctl_handle_bool,
+        "sysctl_handle_counter_u64" => sysctl::sysctl_handle_counter_u64,
+        "thread_lock_flags_" => nothing,
+        "uma_zalloc_arg" => buf::uma_zalloc_arg,
+        "uma_zdestroy" => buf::uma_zdestroy,
+        "uma_zfree_arg" => buf::uma_zfree_arg,
+        "uma_zone_set_max" => buf::uma_zone_set_max,
+        "vm_page_alloc" => vm::vm_page_alloc,
+        "vm_page_free_invalid" => vm::vm_page_free_invalid,
+        "vm_page_lookup" => vm::vm_page_lookup,
+        "vm_page_readahead_finish" => vm::vm_page_readahead_finish,
+        "vm_page_set_valid_range" => vm::vm_page_set_valid_range,
+        "vm_page_valid" => vm::vm_page_valid,
+        "vm_page_zero_invalid" => vm::vm_page_zero_invalid,
+    });
+    let mut data = |name, at: *mut u8| all.insert(name, Symbol::Data(at as usize));
+    let [one, two] = vfs::vectors();
+    data("ffs_vnodeops1", one.cast());
+    data("ffs_vnodeops2", two.cast());
+    data("sysctl___vfs", sysctl::vfs().cast());
+    data("runningbufspace", buf::running().as_ptr().cast());
+    for (name, value) in [
+        ("maxphys", buf::MAXPHYS as u64),
+        ("bogus_page", vm::Page::bogus().0 as u64),
+        ("unmapped_buf", disk::unmapped() as u64),
+        ("unmapped_buf_allowed", 1),
+        ("osreldate", options.osreldate as u64),
+        ("mp_maxid", 1),
+        ("all_cpus", 3),
+        ("nswbuf", 32),
+    ] {
+        data(name, variable(value));
+    }
+    data("rootvnode", root().cast());
+    data("vm_cnt", vm_cnt().cast());
+    for (name, at) in [
+        ("vop_getpages_desc", offset_of!(sys::vop_vector, vop_getpages)),
+        ("vop_getpages_async_desc", offset_of!(sys::vop_vector, vop_getpages_async)),
+        ("vop_bmap_desc", offset_of!(sys::vop_vector, vop_bmap)),
+    ] {
+        let desc: *mut sys::vnodeop_desc = low::zeroed();
+        // SAFETY: fresh memory.
+        unsafe { (*desc).vdesc_vop_offset = at as c_int };
+        data(name, desc.cast());
+    }
+    all
+}
+
+fn variable(value: u64) -> *mut u8 {
+    let at = low::zeroed::<[u64; 16]>();
+    // SAFETY: fresh memory.
+    unsafe { (*at)[0] = value };
+    at.cast()
+}
+
+/// A variable that points at a root directory.
+fn root() -> *mut u64 {
+    let vnode: *mut sys::vnode = low::zeroed();
+    // SAFETY: fresh memory.
+    unsafe {
+        (*vnode).v_type = sys::VDIR;
+        (*vnode).v_mount = low::zeroed();
+    }
+    variable(vnode as u64).cast()
+}
+
+/// The system's counters; those that the module touches go nowhere.
+fn vm_cnt() -> *mut sys::vmmeter {
+    let vmmeter: *mut sys::vmmeter = low::zeroed();
+    // SAFETY: fresh memory.
+    unsafe {
+        (*vmmeter).v_vnodein = cpu::spare_counter();
+        (*vmmeter).v_vnodepgsin = cpu::spare_counter();
+    }
+    vmmeter
+}
+
+extern "C" fn nothing() {}
+
+extern "C" fn kern_yield(_: c_int) {
+    may_sleep("kern_yield");
+    std::thread::yield_now();
+}
+
+extern "C" fn module_register_init(data: *const c_void) {
+    REGISTERED.lock().unwrap().push(data as usize);
+}
+
+unsafe extern "C" fn strlcpy(to: *mut c_char, from: *const c_char, size: usize) -> usize {
+    // SAFETY: strlcpy(3)'s contract.
+    unsafe {
+        let bytes = CStr::from_ptr(from).to_bytes();
+        if size > 0 {
+            let n = bytes.len().min(size - 1);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), to, n);
+            to.add(n).write(0);
+        }
+        bytes.len()
+    }
+}
+
+/// printf(9); the module prints "%s" and one string only.
+unsafe extern "C" fn printf(format: *const c_char, text: *const c_char) -> c_int {
+    // SAFETY: C strings, by the rule checked first.
+    unsafe {
+        rule("printf", CStr::from_ptr(format) == c"%s", "a format that the testbed does not know");
+        let line = CStr::from_ptr(text).to_string_lossy().trim_end().to_string();
+        eprintln!("kernel: {line}");
+        MESSAGES.lock().unwrap().push(line);
+    }
+    0
+}
+
+unsafe extern "C" fn panic(_: *const c_char, text: *const c_char) -> ! {
+    // SAFETY: a C string.
+    violation("panic", unsafe { CStr::from_ptr(text) }.to_string_lossy());
+}
+
+extern "C" fn pause_sbt(_: *const c_char, sbt: i64, _: i64, _: c_int) -> c_int {
+    may_sleep("pause_sbt");
+    std::thread::sleep(Duration::from_nanos((sbt as u128 * 1_000_000_000 >> 32) as u64));
+    0
+}
+
+/// At most so many in a second.
+extern "C" fn eventratecheck(_: *mut sys::timeval, count: *mut c_int, most: c_int) -> c_int {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap();
+    // SAFETY: the caller's counter.
+    unsafe {
+        if last.is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
+            *last = Some(Instant::now());
+            *count = 0;
+        }
+        *count += 1;
+        c_int::from(*count <= most)
+    }
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! The consumer: what kern_sendfile.c does with getpages, page for page.
+
+use std::{
+    ffi::{c_int, c_void},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use asyncpager::kpi::sys;
+
+use crate::{
+    rules::{rule, violation},
+    vfs::File,
+    vm::{self, PAGE, Page},
+};
+
+/// A caller that waits longer than this for iodone waits for ever.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One call's page array and what iodone must say of it.
+struct Expected {
+    io: Arc<Io>,
+    pages: Vec<*mut sys::vm_page>,
+    calls: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    outstanding: usize,
+    error: c_int,
+}
+
+/// A sendfile's I/Os, as struct sf_io counts them.
+#[derive(Default)]
+struct Io {
+    state: Mutex<State>,
+    done: Condvar,
+}
+
+/// sendfile_iodone(): checks the contract, and unbusies.
+unsafe extern "C" fn iodone(arg: *mut c_void, pages: *mut *mut sys::vm_page, count: c_int, error: c_int) {
+    let call = "iodone";
+    // SAFETY: what getpages_async() passed; it is leaked, so that a second
+    // call is caught and not undefined.
+    let expected = unsafe { &*(arg as *const Expected) };
+    rule(call, expected.calls.fetch_add(1, Ordering::AcqRel) == 0, "called a second time for one request");
+    rule(
+        call, count as usize == expected.pages.len(),
+        format_args!("count {count} for a request of {}", expected.pages.len()),
+    );
+    for (i, page) in expected.pages.iter().enumerate() {
+        // SAFETY: count pages, by the rule above.
+        let got = unsafe { *pages.add(i) };
+        rule(call, got == *page, format_args!("page {i} is not the one of the request"));
+        let page = Page(got);
+        if page != Page::bogus() {
+            rule(call, page.is_busy(), format_args!("page {i} is not busy any more"));
+            rule(
+                call, error != 0 || page.fields().valid != 0,
+                format_args!("no error, and page {i} is invalid"),
+            );
+            page.unbusy(call);
+        }
+    }
+    let mut state = expected.io.state.lock().unwrap();
+    if error != 0 {
+        state.error = error;
+    }
+    state.outstanding -= 1;
+    expected.io.done.notify_all();
+}
+
+/// What one call of VOP_GETPAGES_ASYNC came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The VOP's return value.
+    pub code: c_int,
+    /// What iodone was told.
+    pub error: c_int,
+    /// Pages read behind and ahead, as reported.
+    pub behind: c_int,
+    /// See `behind`.
+    pub ahead: c_int,
+}
+
+/// Call VOP_GETPAGES_ASYNC for busied pages and wait for its iodone.
+pub fn getpages_async(file: &File, pages: &[Page], behind: c_int, ahead: c_int) -> Outcome {
+    let io = Arc::new(Io::default());
+    let (code, behind, ahead) = start(file, &io, pages, Some(behind), Some(ahead));
+    let error = wait(&io);
+    rule(
+        "VOP_GETPAGES_ASYNC", code == sys::VM_PAGER_OK || error != 0,
+        "an error that iodone was not told of",
+    );
+    Outcome { code, error, behind, ahead }
+}
+
+fn start(
+    file: &File, io: &Arc<Io>, pages: &[Page], behind: Option<c_int>, ahead: Option<c_int>,
+) -> (c_int, c_int, c_int) {
+    let pages: Vec<*mut sys::vm_page> = pages.iter().map(|page| page.0).collect();
+    let mut array = pages.clone();
+    let expected: &'static Expected =
+        Box::leak(Box::new(Expected { io: io.clone(), pages, calls: AtomicUsize::new(0) }));
+    io.state.lock().unwrap().outstanding += 1;
+    let (mut rbehind, mut rahead) = (behind.unwrap_or(0), ahead.unwrap_or(0));
+    // SAFETY: a VOP's argument block; the array lives until iodone, because a
+    // synchronous failure is the only user of it after the call's return.
+    let code = unsafe {
+        let mut ap: sys::vop_getpages_async_args = std::mem::zeroed();
+        ap.a_vp = file.vnode;
+        ap.a_m = array.as_mut_ptr();
+        ap.a_count = array.len() as c_int;
+        ap.a_rbehind = if behind.is_some() { &mut rbehind } else { std::ptr::null_mut() };
+        ap.a_rahead = if ahead.is_some() { &mut rahead } else { std::ptr::null_mut() };
+        ap.a_iodone = Some(iodone);
+        ap.a_arg = (&raw const *expected).cast_mut().cast();
+        let vop = (*(*file.vnode).v_op).vop_getpages_async;
+        vop.map_or(sys::VM_PAGER_ERROR, |vop| vop(&mut ap))
+    };
+    (code, rbehind, rahead)
+}
+
+fn wait(io: &Io) -> c_int {
+    let mut state = io.state.lock().unwrap();
+    while state.outstanding > 0 {
+        let (next, late) = io.done.wait_timeout(state, PATIENCE).unwrap();
+        state = next;
+        if late.timed_out() {
+            violation("sendfile_iowait", "iodone has not been called: the process hangs");
+        }
+    }
+    state.error
+}
+
+/// Call VOP_GETPAGES for busied pages; its return value, and extra pages read.
+pub fn getpages(file: &File, pages: &[Page], behind: c_int, ahead: c_int, through_async: bool) -> Outcome {
+    let mut array: Vec<*mut sys::vm_page> = pages.iter().map(|page| page.0).collect();
+    let (mut behind, mut ahead) = (behind, ahead);
+    // SAFETY: a VOP's argument block, live for the call.
+    let code = unsafe {
+        let ops = &*(*file.vnode).v_op;
+        if through_async {
+            let mut ap: sys::vop_getpages_async_args = std::mem::zeroed();
+            (ap.a_vp, ap.a_m, ap.a_count) = (file.vnode, array.as_mut_ptr(), array.len() as c_int);
+            (ap.a_rbehind, ap.a_rahead) = (&mut behind, &mut ahead);
+            ops.vop_getpages_async.map_or(sys::VM_PAGER_ERROR, |vop| vop(&mut ap))
+        } else {
+            let mut ap: sys::vop_getpages_args = std::mem::zeroed();
+            (ap.a_vp, ap.a_m, ap.a_count) = (file.vnode, array.as_mut_ptr(), array.len() as c_int);
+            (ap.a_rbehind, ap.a_rahead) = (&mut behind, &mut ahead);
+            ops.vop_getpages.map_or(sys::VM_PAGER_ERROR, |vop| vop(&mut ap))
+        }
+    };
+    Outcome { code, error: 0, behind, ahead }
+}
+
+/// Send `len` bytes at `offset`: swap in, wait, and give the bytes to `sink`.
+/// The errno of an I/O error.
+pub fn sendfile(
+    file: &File, offset: u64, len: u64, readahead: c_int, nocache: bool, mut sink: impl FnMut(&[u8]),
+) -> Result<(), c_int> {
+    let len = len.min(file.inode.size.saturating_sub(offset));
+    if len == 0 {
+        return Ok(());
+    }
+    let first = offset / PAGE as u64;
+    let count = ((offset + len).div_ceil(PAGE as u64) - first) as usize;
+    let from = |i: usize| if i == 0 { (offset % PAGE as u64) as usize } else { 0 };
+    let to = |i: usize| ((offset + len - (first + i as u64) * PAGE as u64) as usize).min(PAGE);
+    let valid = |page: Page, i: usize| page.is_valid(from(i), to(i) - from(i));
+
+    let pages: Vec<Page> = (0..count).map(|i| vm::grab(file.object, first + i as u64)).collect();
+    let io = Arc::new(Io::default());
+    let mut i = 0;
+    let mut failed = false;
+    while i < count {
+        if failed || valid(pages[i], i) {
+            pages[i].unbusy("sendfile_swapin");
+            i += 1;
+            continue;
+        }
+        let (place, after) = haspage(file, first + i as u64);
+        if !place {
+            // SAFETY: a busied page of the consumer.
+            unsafe { pages[i].data().write_bytes(0, PAGE) };
+            pages[i].fields().valid = u8::MAX;
+            pages[i].unbusy("sendfile_swapin");
+            i += 1;
+            continue;
+        }
+        let reach = (after + 1).min(count - i);
+        let mut run: Vec<Page> = pages[i..i + reach].to_vec();
+        while run.len() > 1 && valid(run[run.len() - 1], i + run.len() - 1) {
+            run.pop().map(|page| page.unbusy("sendfile_swapin"));
+        }
+        let inner = run.len().saturating_sub(1);
+        for j in 1..inner {
+            if valid(run[j], i + j) {
+                run[j].unbusy("sendfile_swapin");
+                run[j] = Page::bogus();
+            }
+        }
+        let last = i + run.len() == count;
+        let (code, ..) = start(file, &io, &run, None, last.then_some(readahead));
+        failed = code != sys::VM_PAGER_OK;
+        i += reach;
+    }
+    let error = wait(&io);
+    if error == 0 && !failed {
+        for (i, page) in pages.iter().enumerate() {
+            // SAFETY: a wired, valid page.
+            sink(unsafe { std::slice::from_raw_parts(page.data().add(from(i)), to(i) - from(i)) });
+        }
+    }
+    pages.iter().for_each(|page| vm::unwire(*page, !nocache));
+    match error {
+        0 if failed => Err(sys::EIO),
+        0 => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// vm_pager_has_page(): whether the page is not in a hole, and how many pages follow it on the disk.
+fn haspage(file: &File, pindex: u64) -> (bool, usize) {
+    let block = file.mount.block as usize;
+    let size = file.inode.size.div_ceil(PAGE as u64);
+    let byte = pindex * PAGE as u64;
+    if block < PAGE {
+        let (place, after, _) = file.bmap(byte / block as u64);
+        let pages = after as usize / (PAGE / block);
+        return (place >= 0, pages.min((size - 1 - pindex) as usize));
+    }
+    let (place, after, _) = file.bmap(byte / block as u64);
+    let inside = (byte % block as u64) as usize / PAGE;
+    let pages = after as usize * (block / PAGE) + block / PAGE - inside - 1;
+    (place >= 0, pages.min((size - 1 - pindex) as usize))
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! Vnodes, their mount, VOP_BMAP(9), and the original getpages of FFS that the
+//! module replaces.
+
+use std::{
+    collections::HashMap,
+    ffi::{c_char, c_int},
+    sync::{
+        Arc, LazyLock, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use asyncpager::kpi::sys;
+
+use crate::{
+    disk::Disk,
+    low,
+    rules::{may_sleep, rule},
+    ufs::Inode,
+    vm::{self, PAGE, Page},
+};
+
+/// What VOP_BMAP does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bmap {
+    /// Answers from the inode.
+    Good,
+    /// The filesystem has none.
+    Unsupported,
+    /// The indirect block cannot be read.
+    Fails,
+}
+
+/// How a filesystem is mounted.
+#[derive(Clone, Copy, Debug)]
+pub struct Mount {
+    /// f_iosize.
+    pub block: u64,
+    /// MNTK_UNMAPPED_BUFS.
+    pub unmapped: bool,
+    /// What VOP_BMAP does.
+    pub bmap: Bmap,
+}
+
+/// An open file.
+pub struct File {
+    /// Its inode.
+    pub inode: Inode,
+    /// Its vnode, and the vnode's object.
+    pub vnode: *mut sys::vnode,
+    /// See `vnode`.
+    pub object: *mut sys::vm_object,
+    /// Where it is.
+    pub mount: Mount,
+    disk: Arc<Disk>,
+}
+
+// SAFETY: the pointers are to leaked memory whose fields follow the kernel's locking.
+unsafe impl Send for File {}
+// SAFETY: as above.
+unsafe impl Sync for File {}
+
+static FILES: LazyLock<Mutex<HashMap<usize, Arc<File>>>> = LazyLock::new(Mutex::default);
+
+/// Calls of the original VOPs: sync, async.
+pub static ORIGINAL: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// `ffs_vnodeops1` and `ffs_vnodeops2`.
+pub fn vectors() -> [*mut sys::vop_vector; 2] {
+    static PLACES: LazyLock<[usize; 2]> = LazyLock::new(|| {
+        [0, 1].map(|_| {
+            let vector: *mut sys::vop_vector = low::zeroed();
+            // SAFETY: fresh memory.
+            unsafe {
+                (*vector).vop_getpages = Some(original_getpages);
+                (*vector).vop_getpages_async = Some(original_getpages_async);
+            }
+            vector as usize
+        })
+    });
+    PLACES.map(|place| place as *mut sys::vop_vector)
+}
+
+/// Whether both vectors have their original entries.
+pub fn restored() -> bool {
+    vectors().iter().all(|vector| {
+        // SAFETY: live for ever.
+        unsafe {
+            (**vector).vop_getpages.map(|f| f as usize) == Some(original_getpages as *const () as usize)
+                && (**vector).vop_getpages_async.map(|f| f as usize)
+                    == Some(original_getpages_async as *const () as usize)
+        }
+    })
+}
+
+impl File {
+    /// Open a file: a vnode with its object, no pages yet.
+    pub fn open(inode: Inode, mount: Mount, disk: &Arc<Disk>, ufs2: bool) -> Arc<Self> {
+        let vnode: *mut sys::vnode = low::zeroed();
+        let mp: *mut sys::mount = low::zeroed();
+        let ip: *mut sys::inode = low::zeroed();
+        let object = vm::new_object(inode.size);
+        // SAFETY: fresh memory of the right types.
+        unsafe {
+            (*mp).mnt_stat.f_iosize = mount.block;
+            (*mp).mnt_kern_flag = if mount.unmapped { sys::MNTK_UNMAPPED_BUFS } else { 0 };
+            for (to, from) in (*mp).mnt_stat.f_mntonname.iter_mut().zip(b"/testbed\0") {
+                *to = *from as c_char;
+            }
+            (*ip).i_number = inode.number;
+            (*vnode).v_type = sys::VREG;
+            (*vnode).v_op = vectors()[usize::from(ufs2)];
+            (*vnode).v_mount = mp;
+            (*vnode).v_data = ip.cast();
+            (*vnode).v_bufobj.bo_object = object;
+            (*object).handle = vnode.cast();
+        }
+        let file = Arc::new(Self { inode, vnode, object, mount, disk: disk.clone() });
+        FILES.lock().unwrap().insert(vnode as usize, file.clone());
+        file
+    }
+
+    /// Reclaim the vnode: its pages must all be let go of.
+    pub fn close(&self) {
+        vm::drop_pages(self.object, true);
+        FILES.lock().unwrap().remove(&(self.vnode as usize));
+    }
+
+    /// VOP_BMAP(9) without the VOP: place, run after, run before.
+    pub fn bmap(&self, lbn: u64) -> (i64, c_int, c_int) {
+        let unit = (self.mount.block / 512) as i64;
+        let at = |lbn: u64| self.inode.map.get(lbn as usize).copied().flatten();
+        let Some(place) = at(lbn) else { return (-1, 0, 0) };
+        // As ufs_bmaparray() limits it by mnt_iosize_max.
+        let most = (128 << 10) / self.mount.block as i64 - 1;
+        let after = (1..=most).take_while(|i| at(lbn + *i as u64) == Some(place + i * unit)).count();
+        let before = (1..=most)
+            .take_while(|i| lbn.checked_sub(*i as u64).and_then(at) == Some(place - i * unit))
+            .count();
+        (place, after as c_int, before as c_int)
+    }
+
+    /// Fill a busied page from the image, past the disk's manners.
+    fn fill(&self, page: Page) {
+        let start = page.fields().pindex * PAGE as u64;
+        for i in 0..PAGE as u64 / 512 {
+            let byte = start + i * 512;
+            // SAFETY: within the page.
+            let to = unsafe { std::slice::from_raw_parts_mut(page.data().add(i as usize * 512), 512) };
+            to.fill(0);
+            let (place, ..) = self.bmap(byte / self.mount.block);
+            if place >= 0 && byte < self.inode.size {
+                let from = place as usize * 512 + (byte % self.mount.block) as usize;
+                let n = (self.inode.size - byte).min(512) as usize;
+                if let Some(data) = self.disk.image().get(from..from + n) {
+                    to[..n].copy_from_slice(data);
+                }
+            }
+        }
+    }
+}
+
+fn file(call: &str, vnode: *mut sys::vnode) -> Arc<File> {
+    let file = FILES.lock().unwrap().get(&(vnode as usize)).cloned();
+    file.unwrap_or_else(|| crate::rules::violation(call, "not a live vnode"))
+}
+
+/// `VOP_BMAP_APV`.
+pub extern "C" fn vop_bmap_apv(_: *mut sys::vop_vector, ap: *mut sys::vop_bmap_args) -> c_int {
+    // SAFETY: the caller's argument block, whose pointers are its own or NULL.
+    unsafe {
+        let file = file("VOP_BMAP", (*ap).a_vp);
+        if file.mount.bmap == Bmap::Unsupported {
+            return sys::EOPNOTSUPP;
+        }
+        if let Some(bo) = (*ap).a_bop.as_mut() {
+            *bo = file.disk.bufobj;
+        }
+        let Some(bn) = (*ap).a_bnp.as_mut() else { return 0 };
+        may_sleep("VOP_BMAP");
+        if file.mount.bmap == Bmap::Fails {
+            return sys::EIO;
+        }
+        let (place, after, before) = file.bmap((*ap).a_bn as u64);
+        *bn = place;
+        if let Some(run) = (*ap).a_runp.as_mut() {
+            *run = after;
+        }
+        if let Some(run) = (*ap).a_runb.as_mut() {
+            *run = before;
+        }
+    }
+    0
+}
+
+unsafe extern "C" fn original_getpages(ap: *mut sys::vop_getpages_args) -> c_int {
+    ORIGINAL[0].fetch_add(1, Ordering::Relaxed);
+    may_sleep("the original VOP_GETPAGES");
+    // SAFETY: the caller's argument block.
+    unsafe { serve((*ap).a_vp, (*ap).a_m, (*ap).a_count, (*ap).a_rbehind, (*ap).a_rahead) };
+    sys::VM_PAGER_OK
+}
+
+unsafe extern "C" fn original_getpages_async(ap: *mut sys::vop_getpages_async_args) -> c_int {
+    ORIGINAL[1].fetch_add(1, Ordering::Relaxed);
+    may_sleep("the original VOP_GETPAGES_ASYNC");
+    // SAFETY: the caller's argument block.
+    unsafe {
+        serve((*ap).a_vp, (*ap).a_m, (*ap).a_count, (*ap).a_rbehind, (*ap).a_rahead);
+        if let Some(iodone) = (*ap).a_iodone {
+            iodone((*ap).a_arg, (*ap).a_m, (*ap).a_count, 0);
+        }
+    }
+    sys::VM_PAGER_OK
+}
+
+unsafe fn serve(
+    vnode: *mut sys::vnode, pages: *mut *mut sys::vm_page, count: c_int, behind: *mut c_int, ahead: *mut c_int,
+) {
+    let file = file("the original VOP", vnode);
+    for i in 0..count as usize {
+        // SAFETY: the caller's array.
+        let page = Page(unsafe { *pages.add(i) });
+        if page != Page::bogus() && page.fields().valid == 0 {
+            rule("the original VOP", page.is_busy(), "a page is not busied");
+            file.fill(page);
+            page.fields().valid = u8::MAX;
+        }
+    }
+    for extra in [behind, ahead] {
+        // SAFETY: the caller's, or NULL.
+        if let Some(extra) = unsafe { extra.as_mut() } {
+            *extra = 0;
+        }
+    }
+}

@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! Objects, their locks, and pages (vm/vm_object.h, vm/vm_page.h, pmap(9)),
+//! with what INVARIANTS asserts and more.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::{c_char, c_int, c_void},
+    mem::offset_of,
+    ptr,
+    sync::{
+        Condvar, LazyLock, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use asyncpager::kpi::sys;
+
+use crate::{
+    low,
+    rules::{self, may_sleep, rule, violation},
+};
+
+/// Bytes in a page.
+pub const PAGE: usize = 4096;
+/// Pages of the machine.
+const PAGES: usize = 64 << 10;
+/// What an allocated page holds before somebody reads into it.
+const GARBAGE: u8 = 0xa5;
+
+const UNBUSIED: u32 = 1;
+const XBUSY: u32 = 2;
+const FREED: u32 = u32::MAX - 1;
+
+/// vm_page_alloc() fails while this is set.
+pub static NO_MEMORY: AtomicBool = AtomicBool::new(false);
+/// Pages mapped by pmap_qenter() now.
+pub static MAPPED: AtomicUsize = AtomicUsize::new(0);
+
+struct Machine {
+    pages: *mut sys::vm_page,
+    memory: *mut u8,
+    file: c_int,
+}
+
+// SAFETY: set once; the fields behind the pointers are guarded by VM.
+unsafe impl Send for Machine {}
+// SAFETY: as above.
+unsafe impl Sync for Machine {}
+
+static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
+    // SAFETY: a memfd of our own, mapped once; the page array is leaked.
+    unsafe {
+        let file = libc::memfd_create(c"pages".as_ptr(), 0);
+        assert!(file >= 0 && libc::ftruncate(file, (PAGES * PAGE) as i64) == 0);
+        let memory = libc::mmap(
+            ptr::null_mut(), PAGES * PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file, 0,
+        );
+        assert!(memory != libc::MAP_FAILED);
+        let pages: Vec<sys::vm_page> = (0..PAGES)
+            .map(|i| {
+                let mut page: sys::vm_page = std::mem::zeroed();
+                page.phys_addr = (i * PAGE) as u64;
+                page.busy_lock = FREED;
+                page
+            })
+            .collect();
+        Machine { pages: pages.leak().as_mut_ptr(), memory: memory.cast(), file }
+    }
+});
+
+#[derive(Default)]
+struct Vm {
+    /// Resident pages of each object.
+    objects: HashMap<usize, BTreeMap<u64, usize>>,
+    free: Vec<usize>,
+    used: usize,
+}
+
+static VM: LazyLock<Mutex<Vm>> = LazyLock::new(|| {
+    // Page 0 is bogus_page.
+    Mutex::new(Vm { free: (1..PAGES).rev().collect(), ..Vm::default() })
+});
+static BUSY: Condvar = Condvar::new();
+
+#[derive(Default)]
+struct Lock {
+    writer: bool,
+    readers: usize,
+}
+
+static LOCKS: LazyLock<Mutex<HashMap<usize, Lock>>> = LazyLock::new(Mutex::default);
+static LOCK_FREE: Condvar = Condvar::new();
+
+/// A page of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Page(pub *mut sys::vm_page);
+
+// SAFETY: a plain address in the page array.
+unsafe impl Send for Page {}
+
+impl Page {
+    /// `bogus_page`.
+    pub fn bogus() -> Self {
+        Self(MACHINE.pages)
+    }
+
+    fn index(self) -> usize {
+        // SAFETY: only pages of the array are ever made.
+        unsafe { self.0.offset_from(MACHINE.pages) as usize }
+    }
+
+    /// The page's memory.
+    pub fn data(self) -> *mut u8 {
+        // SAFETY: within the arena.
+        unsafe { MACHINE.memory.add(self.index() * PAGE) }
+    }
+
+    /// The page's fields.
+    #[allow(clippy::mut_from_ref)]
+    pub fn fields(&self) -> &mut sys::vm_page {
+        // SAFETY: of the array, which lives for ever; who has busied the page
+        // or holds VM writes.
+        unsafe { &mut *self.0 }
+    }
+
+    /// Whether the page is exclusive-busied.
+    pub fn is_busy(self) -> bool {
+        self.fields().busy_lock == XBUSY
+    }
+
+    /// Whether all of `len` bytes at `offset` are valid.
+    pub fn is_valid(self, offset: usize, len: usize) -> bool {
+        self.fields().valid & bits(offset, len) == bits(offset, len)
+    }
+
+    /// Unbusy, and wake who waits.
+    pub fn unbusy(self, call: &str) {
+        let _vm = VM.lock().unwrap();
+        rule(call, self.is_busy(), format_args!("page {self:?} is not exclusive-busied"));
+        self.fields().busy_lock = UNBUSIED;
+        BUSY.notify_all();
+    }
+}
+
+fn bits(offset: usize, len: usize) -> u8 {
+    if len == 0 {
+        return 0;
+    }
+    (offset / 512..=(offset + len - 1) / 512).fold(0, |bits, i| bits | 1 << i)
+}
+
+/// A new vnode object for a file of `bytes`.
+pub fn new_object(bytes: u64) -> *mut sys::vm_object {
+    let object: *mut sys::vm_object = low::zeroed();
+    // SAFETY: fresh; the union holds vnp for a vnode's object.
+    unsafe {
+        (*object).size = bytes.div_ceil(PAGE as u64);
+        (*object).un_pager.vnp.vnp_size = bytes as i64;
+    }
+    VM.lock().unwrap().objects.insert(object as usize, BTreeMap::new());
+    object
+}
+
+fn cookie(object: *mut sys::vm_object) -> usize {
+    object as usize + offset_of!(sys::vm_object, lock) + offset_of!(sys::rwlock, rw_lock)
+}
+
+fn write_locked(object: *mut sys::vm_object) -> bool {
+    let at = cookie(object);
+    rules::holds(at) && LOCKS.lock().unwrap().get(&at).is_some_and(|lock| lock.writer)
+}
+
+/// The page at `pindex`, busied and wired for a consumer: an existing one, when
+/// it is not busy any more, or a new one.
+pub fn grab(object: *mut sys::vm_object, pindex: u64) -> Page {
+    let mut vm = VM.lock().unwrap();
+    loop {
+        match vm.objects.get(&(object as usize)).and_then(|pages| pages.get(&pindex)).copied() {
+            Some(index) => {
+                // SAFETY: an index of the array.
+                let page = Page(unsafe { MACHINE.pages.add(index) });
+                if page.fields().busy_lock == UNBUSIED {
+                    page.fields().busy_lock = XBUSY;
+                    page.fields().ref_count += 1;
+                    return page;
+                }
+                vm = BUSY.wait(vm).unwrap();
+            }
+            None => {
+                let Some(page) = vm.allocate(object, pindex) else {
+                    violation("vm_page_grab_pages", "the machine is out of pages")
+                };
+                page.fields().ref_count += 1;
+                return page;
+            }
+        }
+    }
+}
+
+impl Vm {
+    fn allocate(&mut self, object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
+        let index = self.free.pop()?;
+        self.used += 1;
+        // SAFETY: an index of the array.
+        let page = Page(unsafe { MACHINE.pages.add(index) });
+        let fields = page.fields();
+        fields.object = object;
+        fields.pindex = pindex;
+        fields.busy_lock = XBUSY;
+        fields.valid = 0;
+        fields.dirty = 0;
+        fields.ref_count = 0;
+        // SAFETY: the page's own memory.
+        unsafe { page.data().write_bytes(GARBAGE, PAGE) };
+        self.objects.get_mut(&(object as usize))?.insert(pindex, index);
+        Some(page)
+    }
+
+    fn release(&mut self, page: Page) {
+        let fields = page.fields();
+        if let Some(pages) = self.objects.get_mut(&(fields.object as usize)) {
+            pages.remove(&fields.pindex);
+        }
+        fields.object = ptr::null_mut();
+        fields.busy_lock = FREED;
+        self.free.push(page.index());
+        self.used -= 1;
+        BUSY.notify_all();
+    }
+}
+
+/// Unwire; `keep` says whether the page stays cached.
+pub fn unwire(page: Page, keep: bool) {
+    let mut vm = VM.lock().unwrap();
+    let fields = page.fields();
+    rule("vm_page_unwire", fields.ref_count > 0, "the page is not wired");
+    fields.ref_count -= 1;
+    if fields.ref_count == 0 && fields.busy_lock == UNBUSIED && (!keep || fields.valid == 0) {
+        vm.release(page);
+    }
+}
+
+/// The page at `pindex` if it is resident.
+pub fn resident(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
+    let vm = VM.lock().unwrap();
+    let index = *vm.objects.get(&(object as usize))?.get(&pindex)?;
+    // SAFETY: an index of the array.
+    Some(Page(unsafe { MACHINE.pages.add(index) }))
+}
+
+/// Drop the object's cached pages; with `last`, the object too. Every page
+/// must be unbusied and unwired by now.
+pub fn drop_pages(object: *mut sys::vm_object, last: bool) {
+    let mut vm = VM.lock().unwrap();
+    let pages: Vec<usize> =
+        vm.objects.get(&(object as usize)).map(|p| p.values().copied().collect()).unwrap_or_default();
+    for index in pages {
+        // SAFETY: an index of the array.
+        let page = Page(unsafe { MACHINE.pages.add(index) });
+        let fields = page.fields();
+        let (pindex, busy, wired) = (fields.pindex, fields.busy_lock, fields.ref_count);
+        rule("vm_object_terminate", busy == UNBUSIED, format_args!("page {pindex} is left busy"));
+        rule("vm_object_terminate", wired == 0, format_args!("page {pindex} is left wired"));
+        vm.release(page);
+    }
+    if last {
+        vm.objects.remove(&(object as usize));
+    }
+}
+
+/// Pages in use.
+pub fn used() -> usize {
+    VM.lock().unwrap().used
+}
+
+// What the module calls.
+
+/// `__rw_rlock`.
+pub extern "C" fn rw_rlock(cookie: *mut usize, _: *const c_char, _: c_int) {
+    rules::locked("rw_rlock", cookie as usize);
+    let mut locks = LOCKS.lock().unwrap();
+    while locks.entry(cookie as usize).or_default().writer {
+        locks = LOCK_FREE.wait(locks).unwrap();
+    }
+    locks.entry(cookie as usize).or_default().readers += 1;
+}
+
+/// `_rw_runlock_cookie`.
+pub extern "C" fn rw_runlock(cookie: *mut usize, _: *const c_char, _: c_int) {
+    rules::unlocked("rw_runlock", cookie as usize);
+    let mut locks = LOCKS.lock().unwrap();
+    let lock = locks.entry(cookie as usize).or_default();
+    rule("rw_runlock", lock.readers > 0, "not read-locked");
+    lock.readers -= 1;
+    LOCK_FREE.notify_all();
+}
+
+/// `_rw_wlock_cookie`.
+pub extern "C" fn rw_wlock(cookie: *mut usize, _: *const c_char, _: c_int) {
+    rules::locked("rw_wlock", cookie as usize);
+    let mut locks = LOCKS.lock().unwrap();
+    loop {
+        let lock = locks.entry(cookie as usize).or_default();
+        if !lock.writer && lock.readers == 0 {
+            lock.writer = true;
+            return;
+        }
+        locks = LOCK_FREE.wait(locks).unwrap();
+    }
+}
+
+/// `_rw_wunlock_cookie`.
+pub extern "C" fn rw_wunlock(cookie: *mut usize, _: *const c_char, _: c_int) {
+    rules::unlocked("rw_wunlock", cookie as usize);
+    let mut locks = LOCKS.lock().unwrap();
+    let lock = locks.entry(cookie as usize).or_default();
+    rule("rw_wunlock", lock.writer, "not write-locked");
+    lock.writer = false;
+    LOCK_FREE.notify_all();
+}
+
+/// `vm_page_alloc`.
+pub extern "C" fn vm_page_alloc(object: *mut sys::vm_object, pindex: u64, req: c_int) -> *mut sys::vm_page {
+    let call = "vm_page_alloc";
+    rule(call, write_locked(object), "the object is not write-locked");
+    if req & sys::VM_ALLOC_WAITOK != 0 {
+        may_sleep(call);
+    }
+    rule(call, resident(object, pindex).is_none(), format_args!("page {pindex} exists"));
+    // SAFETY: a live object.
+    rule(call, pindex < unsafe { (*object).size }, format_args!("page {pindex} is behind the object's end"));
+    if NO_MEMORY.load(Ordering::Relaxed) {
+        return ptr::null_mut();
+    }
+    VM.lock().unwrap().allocate(object, pindex).map_or(ptr::null_mut(), |page| page.0)
+}
+
+/// `vm_page_lookup`.
+pub extern "C" fn vm_page_lookup(object: *mut sys::vm_object, pindex: u64) -> *mut sys::vm_page {
+    rule("vm_page_lookup", rules::holds(cookie(object)), "the object is not locked");
+    resident(object, pindex).map_or(ptr::null_mut(), |page| page.0)
+}
+
+fn busied(call: &str, m: *mut sys::vm_page) -> Page {
+    let page = Page(m);
+    rule(call, page != Page::bogus(), "bogus_page");
+    rule(call, page.is_busy(), format_args!("page {} is not exclusive-busied", page.fields().pindex));
+    page
+}
+
+/// `vm_page_valid`.
+pub extern "C" fn vm_page_valid(m: *mut sys::vm_page) {
+    busied("vm_page_valid", m).fields().valid = u8::MAX;
+}
+
+/// `vm_page_set_valid_range`: the rest of a last, unfinished DEV_BSIZE is zeroed.
+pub extern "C" fn vm_page_set_valid_range(m: *mut sys::vm_page, base: c_int, size: c_int) {
+    let call = "vm_page_set_valid_range";
+    let page = busied(call, m);
+    let (base, size) = (base as usize, size as usize);
+    rule(call, base + size <= PAGE, "the range leaves the page");
+    let end = base + size;
+    if end % 512 != 0 && !page.is_valid(end, 1) {
+        // SAFETY: within the page.
+        unsafe { page.data().add(end).write_bytes(0, 512 - end % 512) };
+    }
+    page.fields().valid |= bits(base, size);
+}
+
+/// `vm_page_zero_invalid`.
+pub extern "C" fn vm_page_zero_invalid(m: *mut sys::vm_page, setvalid: c_int) {
+    let page = busied("vm_page_zero_invalid", m);
+    for i in (0..8).filter(|i| !page.is_valid(i * 512, 1)) {
+        // SAFETY: within the page.
+        unsafe { page.data().add(i * 512).write_bytes(0, 512) };
+    }
+    if setvalid != 0 {
+        page.fields().valid = u8::MAX;
+    }
+}
+
+/// `vm_page_free_invalid`.
+pub extern "C" fn vm_page_free_invalid(m: *mut sys::vm_page) {
+    let call = "vm_page_free_invalid";
+    let page = busied(call, m);
+    rule(call, page.fields().valid == 0, "the page is valid");
+    rule(call, page.fields().ref_count == 0, "the page is wired: it is the consumer's");
+    rule(call, write_locked(page.fields().object), "the object is not write-locked");
+    VM.lock().unwrap().release(page);
+}
+
+/// `vm_page_readahead_finish`.
+pub extern "C" fn vm_page_readahead_finish(m: *mut sys::vm_page) {
+    let call = "vm_page_readahead_finish";
+    let page = busied(call, m);
+    rule(call, page.fields().valid != 0, "the page is invalid");
+    rule(call, page.fields().ref_count == 0, "the page is wired: it is the consumer's");
+    page.unbusy(call);
+}
+
+/// `PHYS_TO_VM_PAGE`.
+pub extern "C" fn phys_to_vm_page(address: u64) -> *mut sys::vm_page {
+    let index = address as usize / PAGE;
+    // SAFETY: an index of the array.
+    if index < PAGES { unsafe { MACHINE.pages.add(index) } } else { ptr::null_mut() }
+}
+
+/// `pmap_zero_page_area`.
+pub extern "C" fn pmap_zero_page_area(m: *mut sys::vm_page, offset: c_int, size: c_int) {
+    let call = "pmap_zero_page_area";
+    let page = busied(call, m);
+    let (offset, size) = (offset as usize, size as usize);
+    rule(call, offset + size <= PAGE, "the range leaves the page");
+    // SAFETY: within the page.
+    unsafe { page.data().add(offset).write_bytes(0, size) };
+}
+
+/// Reserve addresses that nothing backs.
+pub fn reserve(pages: usize) -> *mut u8 {
+    // SAFETY: a fresh mapping without access.
+    unsafe {
+        libc::mmap(
+            ptr::null_mut(), pages * PAGE, libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0,
+        )
+        .cast()
+    }
+}
+
+/// `pmap_qenter`: the pages appear at `va`, the same memory a second time.
+pub extern "C" fn pmap_qenter(va: u64, pages: *mut *mut sys::vm_page, count: c_int) {
+    for i in 0..count as usize {
+        // SAFETY: the caller's array; MAP_FIXED over a reserved range.
+        unsafe {
+            let page = Page(*pages.add(i));
+            let at = libc::mmap(
+                (va as usize + i * PAGE) as *mut c_void, PAGE, libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED, MACHINE.file, (page.index() * PAGE) as i64,
+            );
+            rule("pmap_qenter", at != libc::MAP_FAILED, "cannot map");
+        }
+    }
+    MAPPED.fetch_add(count as usize, Ordering::Relaxed);
+}
+
+/// `pmap_qremove`: touching the range is a fault from now on.
+pub extern "C" fn pmap_qremove(va: u64, count: c_int) {
+    // SAFETY: over a range that pmap_qenter() has mapped.
+    unsafe {
+        libc::mmap(
+            va as *mut c_void, count as usize * PAGE, libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE, -1, 0,
+        )
+    };
+    let mapped = MAPPED.fetch_sub(count as usize, Ordering::Relaxed);
+    rule("pmap_qremove", mapped >= count as usize, "more than is mapped");
+}
