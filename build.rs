@@ -49,7 +49,8 @@ impl Platform {
             codegen: if amd64 {
                 &["-mcmodel=kernel", "-mno-red-zone", "-mno-mmx", "-mno-sse", "-msoft-float"]
             } else {
-                &["-mgeneral-regs-only"]
+                // x18 is the kernel's pcpu pointer.
+                &["-mgeneral-regs-only", "-ffixed-x18"]
             },
         })
     }

@@ -4,12 +4,15 @@
 /*
  * KPI that only some releases have is weak here, so that a module for the
  * wrong release still links and can say in its own words why it refuses to
- * load (see src/kpi/module.rs).
+ * load (see src/kpi/module.rs).  Not on arm64, where a weak symbol needs a GOT
+ * and the kernel's linker has none: there it is the linker that refuses.
  */
+#ifdef __amd64__
 #if __FreeBSD_version < 1500000
 #pragma weak runningbufspace
 #else
 #pragma weak runningbufclaim
+#endif
 #endif
 
 void

@@ -42,4 +42,8 @@ extern struct vnodeop_desc vop_bmap_desc;
 extern struct vnodeop_desc vop_getpages_desc;
 extern struct vnodeop_desc vop_getpages_async_desc;
 
-int VOP_BMAP_APV(struct vop_vector *vop, struct vop_bmap_args *);
+#if __FreeBSD_version < 1500000
+int VOP_BMAP_APV(struct vop_vector *, struct vop_bmap_args *);
+#else
+int VOP_BMAP_APV(const struct vop_vector *, struct vop_bmap_args *);
+#endif

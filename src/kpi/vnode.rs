@@ -54,9 +54,9 @@ impl<'a> Vnode<'a> {
     }
 
     /// The vnode's vector of operations.
-    pub(super) fn v_op(&self) -> *mut sys::vop_vector {
+    pub(super) fn v_op(&self) -> *const sys::vop_vector {
         // SAFETY: live by the invariant.
-        unsafe { (*self.0.as_ptr()).v_op }
+        unsafe { (*self.0.as_ptr()).v_op as *const sys::vop_vector }
     }
 
     /// The vnode's VM object. `None` when the vnode has none.

@@ -204,7 +204,7 @@ impl Vector {
 
     /// Whether the vnode's operations are this vector's.
     pub fn is_of(&self, vnode: Vnode<'_>) -> bool {
-        vnode.v_op() == self.raw()
+        core::ptr::eq(vnode.v_op(), self.raw())
     }
 
     fn slot(&self, slot: Slot) -> (&'static AtomicPtr<c_void>, &AtomicPtr<c_void>) {
