@@ -13,6 +13,8 @@ pub mod stats;
 pub mod tunables;
 pub mod vop;
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use kpi::{
     errno::Errno,
     module::{self, Module},
@@ -20,6 +22,10 @@ use kpi::{
 
 /// The module's life.
 pub struct Asyncpager;
+
+/// Whether MOD_LOAD has succeeded: the kernel sends MOD_UNLOAD after a failed
+/// one too, and then there is nothing to give back.
+static LOADED: AtomicBool = AtomicBool::new(false);
 
 impl Module for Asyncpager {
     fn load() -> Result<(), Errno> {
@@ -29,7 +35,9 @@ impl Module for Asyncpager {
             kprintln!("no sysctls, errno {error}");
             vop::PBUFS.destroy();
         })?;
-        vop::take()
+        vop::take()?;
+        LOADED.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn quiesce() -> Result<(), Errno> {
@@ -37,10 +45,14 @@ impl Module for Asyncpager {
     }
 
     fn unload() -> Result<(), Errno> {
+        if !LOADED.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         // A forced unload comes without quiesce; otherwise this finds nothing to do.
         vop::restore()?;
         tunables::release();
         vop::PBUFS.destroy();
+        LOADED.store(false, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -110,9 +110,16 @@ impl Module {
         let module = Self { data, name };
         match module.event(sys::MOD_LOAD) {
             0 => Ok(module),
-            errno => bail!(
-                "{} refused to load, errno {errno}: {}", module.name, messages().last().map_or("", String::as_str)
-            ),
+            errno => {
+                // As module_register_init() does, though nothing was loaded.
+                module.event(sys::MOD_UNLOAD);
+                check_balance();
+                bail!(
+                    "{} refused to load, errno {errno}: {}",
+                    module.name,
+                    messages().last().map_or("", String::as_str)
+                )
+            }
         }
     }
 

@@ -9,7 +9,10 @@ use std::{
 
 use asyncpager::kpi::sys;
 
-use crate::{cpu, low, rules::may_sleep};
+use crate::{
+    cpu, low,
+    rules::{may_sleep, rule},
+};
 
 struct Oid {
     path: String,
@@ -70,14 +73,22 @@ fn set(oid: *mut sys::sysctl_oid, value: bool) -> c_int {
     }
 }
 
+static CONTEXTS: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
 /// `sysctl_ctx_init`.
-pub extern "C" fn sysctl_ctx_init(_: *mut c_void) -> c_int {
+pub extern "C" fn sysctl_ctx_init(context: *mut c_void) -> c_int {
+    CONTEXTS.lock().unwrap().push(context as usize);
     0
 }
 
 /// `sysctl_ctx_free`: the module has one context only.
-pub extern "C" fn sysctl_ctx_free(_: *mut c_void) -> c_int {
-    may_sleep("sysctl_ctx_free");
+pub extern "C" fn sysctl_ctx_free(context: *mut c_void) -> c_int {
+    let call = "sysctl_ctx_free";
+    may_sleep(call);
+    let mut contexts = CONTEXTS.lock().unwrap();
+    let at = contexts.iter().position(|c| *c == context as usize);
+    rule(call, at.is_some(), "not an initialized context");
+    at.map(|at| contexts.remove(at));
     OIDS.lock().unwrap().clear();
     0
 }
@@ -85,11 +96,12 @@ pub extern "C" fn sysctl_ctx_free(_: *mut c_void) -> c_int {
 /// `sysctl_add_oid`.
 #[allow(clippy::too_many_arguments)] // the kernel's own
 pub extern "C" fn sysctl_add_oid(
-    _ctx: *mut c_void, parent: *mut sys::sysctl_oid_list, _nbr: c_int, name: *const c_char, kind: c_int,
+    ctx: *mut c_void, parent: *mut sys::sysctl_oid_list, _nbr: c_int, name: *const c_char, kind: c_int,
     arg1: *mut c_void, arg2: sys::intmax_t, handler: sys_handler, _fmt: *const c_char, _descr: *const c_char,
     _label: *const c_char,
 ) -> *mut sys::sysctl_oid {
     may_sleep("sysctl_add_oid");
+    rule("sysctl_add_oid", CONTEXTS.lock().unwrap().contains(&(ctx as usize)), "not an initialized context");
     let oid: *mut sys::sysctl_oid = low::zeroed();
     // SAFETY: a fresh oid; the name is a C string; the children list is an
     // oid's first field, so that a parent list is its oid's address.
