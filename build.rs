@@ -66,10 +66,10 @@ impl Platform {
         };
         if headers.join("sys/vnode.h").exists() {
             // A FreeBSD source tree: machine/ and x86/ as the kernel build links them.
-            dirs.push(env::var_os("ASYNCPAGER_MACHINE").map_or_else(
-                || headers.join("machine-links"),
-                PathBuf::from,
-            ));
+            dirs.push(
+                env::var_os("ASYNCPAGER_MACHINE")
+                    .map_or_else(|| headers.join("machine-links"), PathBuf::from),
+            );
             dirs.push(headers);
             return Ok(dirs);
         }
@@ -77,7 +77,9 @@ impl Platform {
             bail!(
                 "no FreeBSD {} kernel headers in {}: run `scripts/headers {}` \
                  or set ASYNCPAGER_HEADERS to a FreeBSD sys directory",
-                self.rel, headers.display(), self.rel
+                self.rel,
+                headers.display(),
+                self.rel
             );
         }
         dirs.extend(self.machine.iter().map(|m| headers.join(m)));
@@ -86,15 +88,10 @@ impl Platform {
     }
 
     fn flags(&self) -> Vec<String> {
-        let mut flags: Vec<String> = [
-            "-nostdinc",
-            "-ffreestanding",
-            "-D_KERNEL",
-            "-DKLD_MODULE",
-            "-std=gnu99",
-        ]
-        .map(String::from)
-        .to_vec();
+        let mut flags: Vec<String> =
+            ["-nostdinc", "-ffreestanding", "-D_KERNEL", "-DKLD_MODULE", "-std=gnu99"]
+                .map(String::from)
+                .to_vec();
         flags.push(format!("--target={}", self.triple));
         flags.push(format!("-D__FreeBSD_version={}", self.version));
         flags.extend(self.codegen.iter().map(|f| f.to_string()));
@@ -143,11 +140,39 @@ fn bindings(platform: &Platform, includes: &[PathBuf], out: &Path) -> Result<()>
         builder = builder.clang_arg(format!("-isystem{}", dir.display()));
     }
     for name in [
-        "vnode", "mount", "vop_vector", "vnodeop_desc", "vop_bmap_args", "vop_getpages_args",
-        "vop_getpages_async_args", "vm_page", "vm_object", "buf", "bufobj", "buf_ops", "bio",
-        "ucred", "thread", "pcpu", "sysctl_oid", "sysctl_oid_list", "sysctl_req", "sysctl_ctx_list",
-        "sysctl_ctx_entry", "moduledata", "mod_metadata", "mod_depend", "mod_version", "sysinit",
-        "inode", "ufsmount", "timeval", "vmmeter", "rwlock", "mtx", "lock",
+        "vnode",
+        "mount",
+        "vop_vector",
+        "vnodeop_desc",
+        "vop_bmap_args",
+        "vop_getpages_args",
+        "vop_getpages_async_args",
+        "vm_page",
+        "vm_object",
+        "buf",
+        "bufobj",
+        "buf_ops",
+        "bio",
+        "ucred",
+        "thread",
+        "pcpu",
+        "sysctl_oid",
+        "sysctl_oid_list",
+        "sysctl_req",
+        "sysctl_ctx_list",
+        "sysctl_ctx_entry",
+        "moduledata",
+        "mod_metadata",
+        "mod_depend",
+        "mod_version",
+        "sysinit",
+        "inode",
+        "ufsmount",
+        "timeval",
+        "vmmeter",
+        "rwlock",
+        "mtx",
+        "lock",
     ] {
         builder = builder.allowlist_type(name);
     }

@@ -65,7 +65,9 @@ impl Module for Asyncpager {
 #[cfg(target_os = "none")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn asyncpager_modevent(
-    _: kpi::sys::module_t, what: core::ffi::c_int, _: *mut core::ffi::c_void,
+    _: kpi::sys::module_t,
+    what: core::ffi::c_int,
+    _: *mut core::ffi::c_void,
 ) -> core::ffi::c_int {
     module::event::<Asyncpager>(what)
 }
@@ -75,7 +77,10 @@ pub unsafe extern "C" fn asyncpager_modevent(
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     match info.location() {
         Some(at) => kpi::systm::panic(format_args!(
-            "asyncpager: {} at {}:{}", info.message(), at.file(), at.line()
+            "asyncpager: {} at {}:{}",
+            info.message(),
+            at.file(),
+            at.line()
         )),
         None => kpi::systm::panic(format_args!("asyncpager: {}", info.message())),
     }

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Switches, below `vfs.asyncpager`: sysctls and loader tunables.
 
-use core::{
-    ffi::{c_int, c_void},
-    sync::atomic::{AtomicBool, Ordering},
-};
+use core::ffi::{c_int, c_void};
 
 use crate::{
     kpi::{
@@ -15,26 +12,19 @@ use crate::{
     stats, vop,
 };
 
-static ENABLED: AtomicBool = AtomicBool::new(true);
-static SYNC: AtomicBool = AtomicBool::new(false);
 static CONTEXT: Context = Context::new();
-
-/// `vfs.asyncpager.enabled`: off, every call goes to the original VOP.
-pub fn enabled() -> bool {
-    ENABLED.load(Ordering::Relaxed)
-}
-
-/// `vfs.asyncpager.sync`: whether VOP_GETPAGES is to be served as well.
-pub fn sync() -> bool {
-    SYNC.load(Ordering::Relaxed)
-}
 
 /// Show switches and counters. May sleep; tunables take effect here.
 pub fn register() -> Result<(), Errno> {
     let node = CONTEXT.begin(c"asyncpager", c"Asynchronous getpages for FFS")?;
     let all = || {
-        CONTEXT.switch(node, c"enabled", c"Serve getpages; 0: leave it to the original VOP", &ENABLED, None)?;
-        CONTEXT.switch(node, c"sync", c"Serve synchronous getpages too", &SYNC, Some(set_sync))?;
+        CONTEXT.switch(
+            node,
+            c"enabled",
+            c"Serve getpages; 0: leave it to the original VOP",
+            &vop::ENABLED,
+        )?;
+        CONTEXT.handled_switch(node, c"sync", c"Serve synchronous getpages too", set_sync)?;
         stats::register(&CONTEXT, node)
     };
     all().inspect_err(|_| release())
@@ -52,11 +42,14 @@ pub fn release() {
 ///
 /// Called by sysctl(9) only.
 unsafe extern "C" fn set_sync(
-    oid: *mut sys::sysctl_oid, _: *mut c_void, _: sys::intmax_t, req: *mut sys::sysctl_req,
+    oid: *mut sys::sysctl_oid,
+    _: *mut c_void,
+    _: sys::intmax_t,
+    req: *mut sys::sysctl_req,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    match unsafe { sysctl::written_switch(oid, req, sync()) } {
-        Ok(Some(on)) => match vop::set_sync(|| SYNC.store(on, Ordering::Relaxed)) {
+    match unsafe { sysctl::written_switch(oid, req, vop::sync()) } {
+        Ok(Some(on)) => match vop::set_sync(on) {
             Ok(()) => 0,
             Err(error) => error.code(),
         },

@@ -16,14 +16,20 @@ use crate::{
         vnode_if::{self, Getpages, GetpagesAsyncFn, GetpagesFn, Slot, Vector, Which},
     },
     kprintln,
-    pager::{self, Answer},
-    stats, tunables,
+    pager::{self, request::Answer},
+    stats,
 };
 
 static VECTORS: [Vector; 2] = [Vector::new(Which::Ffs1), Vector::new(Which::Ffs2)];
 
 /// The module's pbufs.
 pub static PBUFS: PbufZone = PbufZone::new();
+
+/// `vfs.asyncpager.enabled`: off, every call goes to the original VOP.
+pub static ENABLED: AtomicBool = AtomicBool::new(true);
+
+/// `vfs.asyncpager.sync`: whether VOP_GETPAGES is to be served as well.
+static SYNC: AtomicBool = AtomicBool::new(false);
 
 /// Whether the slots are meant to be ours, and who is just changing them.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -74,7 +80,7 @@ unsafe extern "C" fn getpages_async(ap: *mut sys::vop_getpages_async_args) -> c_
     };
     let vector = vector_of(vop.vnode);
     let answer = match vector {
-        Some(_) if tunables::enabled() => {
+        Some(_) if ENABLED.load(Ordering::Relaxed) => {
             stats::CALLS_ASYNC.add(1);
             pager::getpages(vop, &PBUFS)
         }
@@ -116,7 +122,7 @@ unsafe extern "C" fn getpages(ap: *mut sys::vop_getpages_args) -> c_int {
     };
     let vector = vector_of(vop.vnode);
     let answer = match vector {
-        Some(_) if tunables::enabled() => {
+        Some(_) if ENABLED.load(Ordering::Relaxed) => {
             stats::CALLS_SYNC.add(1);
             pager::getpages(vop, &PBUFS)
         }
@@ -155,10 +161,15 @@ pub fn take() -> Result<(), Errno> {
     })
 }
 
+/// Whether VOP_GETPAGES is to be served as well.
+pub fn sync() -> bool {
+    SYNC.load(Ordering::Relaxed)
+}
+
 /// Change the wish about the sync slots, and the slots with it.
-pub fn set_sync(change: impl FnOnce()) -> Result<(), Errno> {
+pub fn set_sync(on: bool) -> Result<(), Errno> {
     changing(|| {
-        change();
+        SYNC.store(on, Ordering::Relaxed);
         if TAKEN.load(Ordering::Relaxed) { apply() } else { Ok(()) }
     })
 }
@@ -167,7 +178,7 @@ fn apply() -> Result<(), Errno> {
     let mut result = Ok(());
     for vector in &VECTORS {
         vector.take(Slot::Async, async_entry());
-        if tunables::sync() {
+        if sync() {
             vector.take(Slot::Sync, sync_entry());
         } else if !vector.restore(Slot::Sync, sync_entry()) {
             result = Err(Errno::EBUSY);
@@ -196,7 +207,9 @@ pub fn restore() -> Result<(), Errno> {
             if waited >= DRAIN_MS {
                 kprintln!(
                     "{} threads and {} bufs are still inside after {} s: not unloading",
-                    stats::INSIDE.now(), stats::IN_FLIGHT.now(), DRAIN_MS / 1000
+                    stats::INSIDE.now(),
+                    stats::IN_FLIGHT.now(),
+                    DRAIN_MS / 1000
                 );
                 take_again();
                 return Err(Errno::EBUSY);
@@ -223,7 +236,7 @@ fn put_back() -> bool {
 fn take_again() {
     for vector in &VECTORS {
         vector.take_if_original(Slot::Async, async_entry());
-        if tunables::sync() {
+        if sync() {
             vector.take_if_original(Slot::Sync, sync_entry());
         }
     }

@@ -30,6 +30,12 @@ use super::{
 /// The pointer is null or a live secondary zone of `pbuf_zone`.
 pub struct PbufZone(AtomicPtr<sys::uma_zone>);
 
+impl Default for PbufZone {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl PbufZone {
     /// No zone yet.
     pub const fn new() -> Self {
@@ -113,6 +119,24 @@ pub fn max_pages() -> u32 {
     // SAFETY: set at boot, never changed.
     let bytes = unsafe { sys::maxphys };
     u32::try_from(bytes / u64::from(sys::PAGE)).unwrap_or(u32::MAX)
+}
+
+bitflags::bitflags! {
+    /// Of `b_flags`, what paging I/O touches.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct BufFlags: u32 {
+        /// Nobody waits for the buf.
+        const ASYNC = sys::B_ASYNC as u32;
+        /// The I/O is over; bwait() returns.
+        const DONE = sys::B_DONE as u32;
+    }
+
+    /// Of `b_ioflags`, what a completed read may have.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct IoFlags: u16 {
+        /// `b_error` tells why the transfer failed.
+        const ERROR = sys::BIO_ERROR as u16;
+    }
 }
 
 /// Where on the device a buf reads, and how much.
@@ -276,7 +300,9 @@ impl Pbuf {
     pub fn fill_ahead(&mut self, object: &WriteLocked<'_>, pindex: u64, want: u32) {
         let mut n = 0;
         while n < want && self.counts().2 < max_pages() as usize {
-            let Some(page) = object.alloc_absent(pindex.saturating_add(u64::from(n))) else { break };
+            let Some(page) = object.alloc_absent(pindex.saturating_add(u64::from(n))) else {
+                break;
+            };
             self.push(page.as_ptr());
             n += 1;
             let (before, _, all) = self.counts();
@@ -286,7 +312,13 @@ impl Pbuf {
 
     /// Build the rest of the header: what to read, from where, on whose behalf.
     /// Takes references to the calling thread's creds.
-    pub fn address(&mut self, vnode: Vnode<'_>, device: Device<'_>, transfer: Transfer, unmapped: bool) {
+    pub fn address(
+        &mut self,
+        vnode: Vnode<'_>,
+        device: Device<'_>,
+        transfer: Transfer,
+        unmapped: bool,
+    ) {
         let npages = self.counts().2 as c_int;
         let bp = self.0.as_ptr();
         let buf = self.buf_mut();
@@ -315,7 +347,13 @@ impl Pbuf {
     /// Make this buf the one that carries the request, all of its pages and
     /// its reply, and that is freed last. False, and nothing done, when it
     /// has no room.
-    pub fn lead(&mut self, reply: &Reply, vnode: Vnode<'_>, pages: &[BusiedPage], last_partly_valid: bool) -> bool {
+    pub fn lead(
+        &mut self,
+        reply: &Reply,
+        vnode: Vnode<'_>,
+        pages: &[BusiedPage],
+        last_partly_valid: bool,
+    ) -> bool {
         let (before, after, all) = self.counts();
         let end = before.saturating_add(pages.len());
         if end > max_pages() as usize + 1 || (end > all && after > 0) {
@@ -380,7 +418,10 @@ impl Pbuf {
         let lead: NonNull<sys::buf> = NonNull::new(self.buf().b_fsprivate1.cast())?;
         if let Err(error) = outcome {
             let _ = Self::first_error(lead).compare_exchange(
-                0, error.code(), Ordering::Relaxed, Ordering::Relaxed,
+                0,
+                error.code(),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
             );
         }
         if lead == self.0 {
@@ -406,8 +447,8 @@ impl Pbuf {
         // async buf is not ours, and nothing here touches it after.
         unsafe {
             let bytes = (*bp).b_bcount as c_int;
-            (*bp).b_flags &= !(sys::B_DONE as u32);
-            (*bp).b_ioflags = 0;
+            (*bp).b_flags &= !BufFlags::DONE.bits();
+            (*bp).b_ioflags = IoFlags::empty().bits();
             (*bp).b_error = 0;
             (*bp).b_resid = 0;
             sys::shim_runningbuf_claim(bp, bytes);
@@ -415,8 +456,8 @@ impl Pbuf {
             match form {
                 Form::Async(iodone) => {
                     (*bp).b_iodone = Some(*iodone);
-                    if (*bp).b_flags & sys::B_ASYNC as u32 == 0 {
-                        (*bp).b_flags |= sys::B_ASYNC as u32;
+                    if !BufFlags::from_bits_retain((*bp).b_flags).contains(BufFlags::ASYNC) {
+                        (*bp).b_flags |= BufFlags::ASYNC.bits();
                         sys::shim_BUF_KERNPROC(bp);
                     }
                     sys::shim_bstrategy(bp);
@@ -440,7 +481,7 @@ impl Pbuf {
         unsafe { sys::runningbufwakeup(bp) };
         self.unmap();
         let buf = self.buf();
-        if u32::from(buf.b_ioflags) & sys::BIO_ERROR as u32 != 0 {
+        if IoFlags::from_bits_retain(buf.b_ioflags).contains(IoFlags::ERROR) {
             Errno::check(buf.b_error)?;
             return Err(Errno::EIO);
         }
@@ -568,6 +609,12 @@ pub struct Parts {
     first: Option<NonNull<sys::buf>>,
     last: Option<NonNull<sys::buf>>,
     len: usize,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Parts {

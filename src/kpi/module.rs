@@ -54,7 +54,7 @@ pub fn check_kernel() -> Result<(), Errno> {
     ];
     for (name, structure, expected) in sizes {
         // SAFETY: a NUL-terminated name; module events may sleep.
-        let found = unsafe { sys::shim_zone_item_size(name.as_ptr()) } as usize;
+        let found = unsafe { sys::shim_zone_item_size(name.as_ptr()) };
         // uma(9) rounds an item's size up to its alignment.
         if found != 0 && found.next_multiple_of(8) != expected.next_multiple_of(8) {
             return refuse(structure, Some((found, expected)));

@@ -25,9 +25,32 @@ unsafe impl Sync for Context {}
 #[derive(Clone, Copy)]
 pub struct Node(*mut sys::sysctl_oid_list);
 
+bitflags::bitflags! {
+    /// An oid's type and flags (CTLTYPE_*, CTLFLAG_*).
+    #[derive(Clone, Copy, Debug)]
+    pub struct OidKind: u32 {
+        /// A node that has children.
+        const NODE = sys::CTLTYPE_NODE as u32 | sys::CTLFLAG_RW as u32;
+        /// A 64-bit number to read.
+        const COUNTER = sys::CTLTYPE_U64 as u32 | sys::CTLFLAG_RD as u32 | sys::CTLFLAG_MPSAFE as u32;
+        /// A bool to read and write, and a loader tunable.
+        const SWITCH = sys::CTLTYPE_U8 as u32 | sys::CTLFLAG_RWTUN as u32 | sys::CTLFLAG_MPSAFE as u32;
+    }
+}
+
 /// C's type of a sysctl handler.
-pub type HandlerFn =
-    unsafe extern "C" fn(*mut sys::sysctl_oid, *mut c_void, sys::intmax_t, *mut sys::sysctl_req) -> c_int;
+pub type HandlerFn = unsafe extern "C" fn(
+    *mut sys::sysctl_oid,
+    *mut c_void,
+    sys::intmax_t,
+    *mut sys::sysctl_req,
+) -> c_int;
+
+impl Default for Context {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Context {
     /// An empty tree.
@@ -52,52 +75,88 @@ impl Context {
     }
 
     /// Add a node.
-    pub fn node(&'static self, parent: Node, name: &'static CStr, descr: &'static CStr) -> Result<Node, Errno> {
-        let oid = self.add(
-            parent, name, descr, sys::CTLTYPE_NODE as u32 | sys::CTLFLAG_RW as u32,
-            ptr::null_mut(), None, c"N",
-        )?;
+    pub fn node(
+        &'static self,
+        parent: Node,
+        name: &'static CStr,
+        descr: &'static CStr,
+    ) -> Result<Node, Errno> {
+        let oid = self.add(parent, name, descr, OidKind::NODE, ptr::null_mut(), None, c"N")?;
         // SAFETY: just registered; lives until the context is freed.
         Ok(Node(unsafe { &raw mut (*oid).oid_children }))
     }
 
     /// Add a counter(9), read-only.
     pub fn counter(
-        &'static self, parent: Node, name: &'static CStr, descr: &'static CStr, counter: &'static Counter,
+        &'static self,
+        parent: Node,
+        name: &'static CStr,
+        descr: &'static CStr,
+        counter: &'static Counter,
     ) -> Result<(), Errno> {
         self.add(
-            parent, name, descr,
-            sys::CTLTYPE_U64 as u32 | sys::CTLFLAG_RD as u32 | sys::CTLFLAG_MPSAFE as u32,
-            counter.location(), Some(sys::sysctl_handle_counter_u64), c"QU",
+            parent,
+            name,
+            descr,
+            OidKind::COUNTER,
+            counter.location(),
+            Some(sys::sysctl_handle_counter_u64),
+            c"QU",
         )
         .map(drop)
     }
 
-    /// Add a switch that is a loader tunable too. `handler` is
-    /// sysctl_handle_bool() or wraps it.
+    /// Add a switch that is a loader tunable too.
     pub fn switch(
-        &'static self, parent: Node, name: &'static CStr, descr: &'static CStr,
-        value: &'static AtomicBool, handler: Option<HandlerFn>,
+        &'static self,
+        parent: Node,
+        name: &'static CStr,
+        descr: &'static CStr,
+        value: &'static AtomicBool,
     ) -> Result<(), Errno> {
-        self.add(
-            parent, name, descr,
-            sys::CTLTYPE_U8 as u32 | sys::CTLFLAG_RWTUN as u32 | sys::CTLFLAG_MPSAFE as u32,
-            value.as_ptr().cast(), handler.or(Some(sys::sysctl_handle_bool)), c"CU",
-        )
-        .map(drop)
+        let handler = Some(sys::sysctl_handle_bool as HandlerFn);
+        self.add(parent, name, descr, OidKind::SWITCH, value.as_ptr().cast(), handler, c"CU")
+            .map(drop)
+    }
+
+    /// Add a switch whose `handler` keeps the value itself, with [`written_switch`].
+    pub fn handled_switch(
+        &'static self,
+        parent: Node,
+        name: &'static CStr,
+        descr: &'static CStr,
+        handler: HandlerFn,
+    ) -> Result<(), Errno> {
+        self.add(parent, name, descr, OidKind::SWITCH, ptr::null_mut(), Some(handler), c"CU")
+            .map(drop)
     }
 
     #[allow(clippy::too_many_arguments)] // sysctl_add_oid()'s own
     fn add(
-        &'static self, parent: Node, name: &'static CStr, descr: &'static CStr, kind: u32,
-        arg: *mut c_void, handler: Option<HandlerFn>, format: &'static CStr,
+        &'static self,
+        parent: Node,
+        name: &'static CStr,
+        descr: &'static CStr,
+        kind: OidKind,
+        arg: *mut c_void,
+        handler: Option<HandlerFn>,
+        format: &'static CStr,
     ) -> Result<*mut sys::sysctl_oid, Errno> {
         // SAFETY: every pointer is static or the kernel's; may sleep, as
         // module events may.
         let oid = unsafe {
             sys::sysctl_add_oid(
-                self.list(), parent.0, sys::OID_AUTO, name.as_ptr(), kind as c_int, arg, 0,
-                handler, format.as_ptr(), descr.as_ptr(), ptr::null(),
+                self.list(),
+                parent.0,
+                sys::OID_AUTO,
+                name.as_ptr(),
+                kind.bits() as c_int,
+                arg,
+                0,
+                handler,
+                format.as_ptr(),
+                descr.as_ptr(),
+                ptr::null(),
             )
         };
         if oid.is_null() { Err(Errno::ENOMEM) } else { Ok(oid) }
@@ -117,7 +176,9 @@ impl Context {
 ///
 /// The arguments are those of a sysctl handler in progress.
 pub unsafe fn written_switch(
-    oid: *mut sys::sysctl_oid, req: *mut sys::sysctl_req, value: bool,
+    oid: *mut sys::sysctl_oid,
+    req: *mut sys::sysctl_req,
+    value: bool,
 ) -> Result<Option<bool>, Errno> {
     let mut new = value;
     // SAFETY: by the caller's promise; `new` is a place for one bool.

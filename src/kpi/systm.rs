@@ -105,7 +105,8 @@ impl RateLimit {
             return false;
         }
         // SAFETY: `busy` is ours, so both cells are.
-        let pass = unsafe { sys::eventratecheck(self.last.get(), self.count.get(), self.per_second) };
+        let pass =
+            unsafe { sys::eventratecheck(self.last.get(), self.count.get(), self.per_second) };
         self.busy.store(false, Ordering::Release);
         pass != 0
     }

@@ -33,7 +33,7 @@ impl<'a> Object<'a> {
     pub fn vnp_size(&self) -> u64 {
         // SAFETY: live by the invariant, and an OBJT_VNODE one, so that the
         // union holds vnp; one aligned word.
-        unsafe { sys::shim_vnp_size(self.0.as_ptr()) }.max(0) as u64
+        unsafe { sys::shim_vnp_size(self.0.as_ptr()) }
     }
 
     /// Read-lock: the size holds still. Does not sleep.

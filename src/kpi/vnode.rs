@@ -64,8 +64,7 @@ impl<'a> Vnode<'a> {
         // SAFETY: live by the invariant, and so is the object: it goes away
         // only after the vnode's lock and its busied pages have.
         unsafe {
-            NonNull::new((*self.0.as_ptr()).v_bufobj.bo_object)
-                .map(|object| Object::new(object))
+            NonNull::new((*self.0.as_ptr()).v_bufobj.bo_object).map(|object| Object::new(object))
         }
     }
 
@@ -103,7 +102,12 @@ impl<'a> Vnode<'a> {
         // VOP_BMAP(9) answers from the mount alone.
         Errno::check(unsafe {
             sys::shim_VOP_BMAP(
-                self.0.as_ptr(), 0, &mut bo, ptr::null_mut(), ptr::null_mut(), ptr::null_mut(),
+                self.0.as_ptr(),
+                0,
+                &mut bo,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                ptr::null_mut(),
             )
         })?;
         NonNull::new(bo).map(|bo| Device(bo, PhantomData)).ok_or(Errno::EOPNOTSUPP)
@@ -117,7 +121,12 @@ impl<'a> Vnode<'a> {
         // have a place.
         Errno::check(unsafe {
             sys::shim_VOP_BMAP(
-                self.0.as_ptr(), lbn, ptr::null_mut(), &mut blkno, &mut after, &mut before,
+                self.0.as_ptr(),
+                lbn,
+                ptr::null_mut(),
+                &mut blkno,
+                &mut after,
+                &mut before,
             )
         })?;
         Ok(BlockMap {

@@ -41,7 +41,10 @@ impl Reply {
     /// `pages[..count]` are the pages of a request that waits for `iodone`,
     /// and stay readable and writable until the reply is sent.
     pub(super) unsafe fn new(
-        iodone: Option<IodoneFn>, arg: *mut c_void, pages: *mut sys::vm_page_t, count: c_int,
+        iodone: Option<IodoneFn>,
+        arg: *mut c_void,
+        pages: *mut sys::vm_page_t,
+        count: c_int,
     ) -> Self {
         Self { iodone, arg, pages, count }
     }
@@ -132,13 +135,26 @@ impl<'a> Getpages<'a> {
     pub unsafe fn from_sync(ap: &'a mut sys::vop_getpages_args) -> Option<Self> {
         // SAFETY: the caller's promise.
         unsafe {
-            Self::new(ap.a_vp, ap.a_m, ap.a_count, ap.a_rbehind, ap.a_rahead, None, core::ptr::null_mut())
+            Self::new(
+                ap.a_vp,
+                ap.a_m,
+                ap.a_count,
+                ap.a_rbehind,
+                ap.a_rahead,
+                None,
+                core::ptr::null_mut(),
+            )
         }
     }
 
     unsafe fn new(
-        vp: *mut sys::vnode, m: *mut sys::vm_page_t, count: c_int, behind: *mut c_int,
-        ahead: *mut c_int, iodone: sys::vop_getpages_iodone_t, arg: *mut c_void,
+        vp: *mut sys::vnode,
+        m: *mut sys::vm_page_t,
+        count: c_int,
+        behind: *mut c_int,
+        ahead: *mut c_int,
+        iodone: sys::vop_getpages_iodone_t,
+        arg: *mut c_void,
     ) -> Option<Self> {
         let pages = NonNull::new(m)?;
         let length = usize::try_from(count).ok().filter(|n| *n > 0)?;

@@ -116,7 +116,13 @@ impl Run {
 /// Behind and ahead are cut to what is contiguous on the device, to the
 /// object, and, each in proportion, to what the buf can still hold.
 pub fn step(
-    file: File, device: Device, position: u64, end: u64, extent: Extent, first: bool, wishes: Wishes,
+    file: File,
+    device: Device,
+    position: u64,
+    end: u64,
+    extent: Extent,
+    first: bool,
+    wishes: Wishes,
 ) -> Step {
     let block = device.block.max(DEV_BSIZE);
     let inside = position % block;
@@ -353,7 +359,8 @@ mod tests {
         let device = Device { block: 32768, sector: 512, max_pages: 16 };
         let extent = Extent { blkno: Some(6400), before: 20, after: 50 };
         let wishes = Wishes { behind: 30, ahead: 10 };
-        let Step::Read(run) = step(file, device, 200 * PAGE, 204 * PAGE, extent, true, wishes) else {
+        let Step::Read(run) = step(file, device, 200 * PAGE, 204 * PAGE, extent, true, wishes)
+        else {
             panic!("not a hole");
         };
         assert_eq!((run.behind, run.ahead), (9, 3));
@@ -365,7 +372,8 @@ mod tests {
         let file = File { pages: 2, bytes: 4097 };
         let device = Device { block: 4096, sector: 512, max_pages: 256 };
         let extent = Extent { blkno: Some(8), before: 0, after: 1 };
-        let Step::Read(run) = step(file, device, 0, 2 * PAGE, extent, true, Wishes::default()) else {
+        let Step::Read(run) = step(file, device, 0, 2 * PAGE, extent, true, Wishes::default())
+        else {
             panic!("not a hole");
         };
         assert_eq!(run.len, 2 * PAGE);

@@ -16,6 +16,7 @@ use crate::{
 };
 
 /// The loaded bufs of one call.
+#[derive(Default)]
 pub struct Batch {
     parts: Parts,
     /// Pages really read before and after the request.
@@ -27,11 +28,6 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// No bufs.
-    pub fn new() -> Self {
-        Self { parts: Parts::new(), behind: 0, ahead: 0, whole: false }
-    }
-
     /// Whether there is nothing to read.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
@@ -68,14 +64,18 @@ pub fn load(call: &Call<'_>, run: Run, zone: &'static PbufZone, batch: &mut Batc
 /// blocks smaller than a page. Gives the bytes that need no more work; `None`
 /// when there is no pbuf.
 pub fn load_small(
-    call: &Call<'_>, run: Run, zone: &'static PbufZone, batch: &mut Batch,
+    call: &Call<'_>,
+    run: Run,
+    zone: &'static PbufZone,
+    batch: &mut Batch,
 ) -> Option<u64> {
     let block = call.geometry.block;
     let valid = |at: u64| {
         let index = (at / PAGE).saturating_sub(call.first) as usize;
-        call.vop.pages.get(index).is_none_or(|page| {
-            page.is_bogus() || page.is_valid((at % PAGE) as u32, block as u32)
-        })
+        call.vop
+            .pages
+            .get(index)
+            .is_none_or(|page| page.is_bogus() || page.is_valid((at % PAGE) as u32, block as u32))
     };
     let end = run.start + run.len;
     let mut stop = run.start;

@@ -28,7 +28,13 @@ pub struct Bed {
 
 impl Bed {
     /// Load the module over a disk that holds `image`.
-    pub fn new(ko: &Path, options: &Options, image: Vec<u8>, sector: i32, seed: u64) -> Result<Self> {
+    pub fn new(
+        ko: &Path,
+        options: &Options,
+        image: Vec<u8>,
+        sector: i32,
+        seed: u64,
+    ) -> Result<Self> {
         let module = Module::load(ko, options)?;
         let (disk, thread) = Disk::new(image, sector, seed);
         Ok(Self { module: Some(module), disk, thread: Some(thread), files: Mutex::default() })
@@ -42,7 +48,13 @@ impl Bed {
     }
 
     /// A file whose blocks are at the given blocks of the disk.
-    pub fn synthetic(&self, block: u64, map: &[Option<u64>], size: u64, unmapped: bool) -> Arc<File> {
+    pub fn synthetic(
+        &self,
+        block: u64,
+        map: &[Option<u64>],
+        size: u64,
+        unmapped: bool,
+    ) -> Arc<File> {
         let map = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
         let inode = Inode { path: "synthetic".into(), number: 4, size, map };
         self.open(inode, Mount { block, unmapped, bmap: Bmap::Good }, true)

@@ -76,7 +76,11 @@ pub extern "C" fn uma_zone_set_max(zone: *mut c_void, max: c_int) -> c_int {
 pub extern "C" fn uma_zdestroy(zone: *mut c_void) {
     may_sleep("uma_zdestroy");
     let mut zones = ZONES.lock().unwrap();
-    rule("uma_zdestroy", zones.out.is_empty(), format_args!("{} bufs are still out", zones.out.len()));
+    rule(
+        "uma_zdestroy",
+        zones.out.is_empty(),
+        format_args!("{} bufs are still out", zones.out.len()),
+    );
     let at = zones.live.iter().position(|z| *z == zone as usize);
     rule("uma_zdestroy", at.is_some(), "not a live zone");
     at.map(|at| zones.live.remove(at));
@@ -185,7 +189,8 @@ pub extern "C" fn lockmgr_disown(_lock: *mut c_void, _: *const c_char, _: c_int)
 
 /// The kernel's `runningbufspace`.
 pub fn running() -> &'static AtomicI64 {
-    static PLACE: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| crate::low::zeroed::<c_long>() as usize);
+    static PLACE: std::sync::LazyLock<usize> =
+        std::sync::LazyLock::new(|| crate::low::zeroed::<c_long>() as usize);
     // SAFETY: a low variable that lives for ever.
     unsafe { AtomicI64::from_ptr(*PLACE as *mut i64) }
 }

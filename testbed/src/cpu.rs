@@ -76,8 +76,8 @@ pub extern "C" fn counter_u64_free(counter: *mut u64) {
 /// The sum over all threads.
 pub fn counter_fetch(counter: *mut u64) -> u64 {
     let all = ALL.lock().unwrap();
-    // SAFETY: `counter` is an offset within every pcpu.
     all.iter().fold(0, |sum, pcpu| {
+        // SAFETY: `counter` is an offset within every pcpu.
         sum.wrapping_add(unsafe { ((pcpu + counter as usize) as *const u64).read_volatile() })
     })
 }

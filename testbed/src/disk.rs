@@ -113,10 +113,18 @@ impl Disk {
                 return;
             }
             let now = Instant::now();
-            let due: Vec<usize> =
-                queue.iter().enumerate().filter(|(_, (at, _))| *at <= now).map(|(i, _)| i).collect();
+            let due: Vec<usize> = queue
+                .iter()
+                .enumerate()
+                .filter(|(_, (at, _))| *at <= now)
+                .map(|(i, _)| i)
+                .collect();
             if due.is_empty() {
-                let wait = queue.iter().map(|(at, _)| *at - now).min().unwrap_or(Duration::from_millis(50));
+                let wait = queue
+                    .iter()
+                    .map(|(at, _)| *at - now)
+                    .min()
+                    .unwrap_or(Duration::from_millis(50));
                 queue = self.arrived.wait_timeout(queue, wait).unwrap().0;
                 continue;
             }
@@ -135,7 +143,8 @@ impl Disk {
         let buf = unsafe { &mut *bp };
         let (start, len) = (buf.b_iooffset as u64, buf.b_bcount as u64);
         let bad = manners.bad.iter().find(|(r, _)| r.start < start + len && start < r.end);
-        let unlucky = manners.fail_percent > 0 && self.rng.lock().unwrap().u8(..100) < manners.fail_percent;
+        let unlucky =
+            manners.fail_percent > 0 && self.rng.lock().unwrap().u8(..100) < manners.fail_percent;
         let error = match bad {
             _ if manners.gone => sys::ENXIO,
             Some((_, errno)) => *errno,
@@ -177,7 +186,9 @@ fn deliver(buf: &sys::buf, data: &[u8]) {
     while !rest.is_empty() {
         let n = rest.len().min(PAGE - at);
         // SAFETY: strategy() has checked that b_npages covers the transfer.
-        unsafe { Page(*pages.add(index)).data().add(at).copy_from_nonoverlapping(rest.as_ptr(), n) };
+        unsafe {
+            Page(*pages.add(index)).data().add(at).copy_from_nonoverlapping(rest.as_ptr(), n)
+        };
         rest = &rest[n..];
         at = 0;
         index += 1;
@@ -186,7 +197,8 @@ fn deliver(buf: &sys::buf, data: &[u8]) {
 
 /// The address that stands for "not mapped"; nothing is there.
 pub fn unmapped() -> usize {
-    static PLACE: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| vm::reserve(257) as usize);
+    static PLACE: std::sync::LazyLock<usize> =
+        std::sync::LazyLock::new(|| vm::reserve(257) as usize);
     *PLACE
 }
 
@@ -201,16 +213,32 @@ unsafe extern "C" fn strategy(bo: *mut sys::bufobj, bp: *mut sys::buf) {
     rule(call, buf.b_iodone.is_some(), "no b_iodone");
     rule(call, i64::from(buf.b_runningbufspace) == buf.b_bcount, "runningbufspace is not claimed");
     rule(call, buf.b_iooffset == buf.b_blkno * 512, "b_iooffset is not b_blkno's");
-    rule(call, buf.b_ioflags == 0 && buf.b_flags & sys::B_DONE as u32 == 0, "flags of an earlier I/O are set");
+    rule(
+        call,
+        buf.b_ioflags == 0 && buf.b_flags & sys::B_DONE as u32 == 0,
+        "flags of an earlier I/O are set",
+    );
     // SAFETY: a live bufobj.
     let sector = i64::from(unsafe { (*bo).bo_bsize });
-    rule(call, buf.b_bcount > 0 && buf.b_bcount % sector == 0, format_args!("{} bytes are not sectors", buf.b_bcount));
+    rule(
+        call,
+        buf.b_bcount > 0 && buf.b_bcount % sector == 0,
+        format_args!("{} bytes are not sectors", buf.b_bcount),
+    );
     rule(call, buf.b_bcount == buf.b_bufsize, "b_bcount is not b_bufsize");
     let (offset, base) = (buf.b_offset as usize % PAGE, buf.b_kvabase as usize);
     let pages = (offset + buf.b_bcount as usize).div_ceil(PAGE);
-    rule(call, pages == buf.b_npages as usize, format_args!("b_npages {} for {pages} pages", buf.b_npages));
+    rule(
+        call,
+        pages == buf.b_npages as usize,
+        format_args!("b_npages {} for {pages} pages", buf.b_npages),
+    );
     if buf.b_data as usize != unmapped() {
-        rule(call, buf.b_data as usize == base + offset, "b_data is not where the pages are mapped");
+        rule(
+            call,
+            buf.b_data as usize == base + offset,
+            "b_data is not where the pages are mapped",
+        );
     }
     let array: *const *mut sys::vm_page = (&raw const buf.b_pages).cast();
     let mut first = None;
@@ -223,9 +251,15 @@ unsafe extern "C" fn strategy(bo: *mut sys::bufobj, bp: *mut sys::buf) {
         rule(call, page.is_busy(), format_args!("page {i} is not busied"));
         let base = page.fields().pindex.wrapping_sub(i as u64);
         rule(call, *first.get_or_insert(base) == base, "pages are not consecutive");
-        rule(call, offset != 0 || pages == 1 || page.fields().valid == 0 || sector < 512, "reading over a valid page");
+        rule(
+            call,
+            offset != 0 || pages == 1 || page.fields().valid == 0 || sector < 512,
+            "reading over a valid page",
+        );
     }
-    let Some(disk) = DISKS.lock().unwrap().as_ref().and_then(|all| all.get(&(bo as usize)).cloned()) else {
+    let Some(disk) =
+        DISKS.lock().unwrap().as_ref().and_then(|all| all.get(&(bo as usize)).cloned())
+    else {
         crate::rules::violation(call, "not a disk");
     };
     let due = Instant::now() + disk.manners.lock().unwrap().latency;

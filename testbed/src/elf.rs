@@ -5,8 +5,8 @@ use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use object::{
-    Endianness, Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget, SectionFlags, SectionIndex,
-    elf, read::elf::ElfFile64,
+    Endianness, Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget,
+    SectionFlags, SectionIndex, elf, read::elf::ElfFile64,
 };
 
 use crate::low;
@@ -22,9 +22,11 @@ const STUB: usize = 16;
 impl Loaded {
     /// Load `path`; `kernel` gives the addresses of the kernel's symbols.
     pub fn load(path: &Path, kernel: &HashMap<&'static str, Symbol>) -> Result<Self> {
-        let data = std::fs::read(path)
-            .with_context(|| format!("cannot read {}: build it with `make kmod`", path.display()))?;
-        Self::link(&data, kernel).with_context(|| format!("{} is not a loadable module", path.display()))
+        let data = std::fs::read(path).with_context(|| {
+            format!("cannot read {}: build it with `make kmod`", path.display())
+        })?;
+        Self::link(&data, kernel)
+            .with_context(|| format!("{} is not a loadable module", path.display()))
     }
 
     fn link(data: &[u8], kernel: &HashMap<&'static str, Symbol>) -> Result<Self> {
@@ -50,7 +52,8 @@ impl Loaded {
             // SAFETY: within the mapping, by the sum above; bss stays zero.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len()) };
             place.insert(section.index(), at);
-            sections.insert(section.name().unwrap_or("").to_string(), (at, section.size() as usize));
+            sections
+                .insert(section.name().unwrap_or("").to_string(), (at, section.size() as usize));
             at += section.size() as usize;
         }
         at = at.next_multiple_of(STUB);
@@ -70,7 +73,10 @@ impl Loaded {
                         // SAFETY: room for a stub for each undefined symbol.
                         unsafe {
                             let stub = at as *mut u8;
-                            stub.copy_from_nonoverlapping([0xff, 0x25, 2, 0, 0, 0, 0xcc, 0xcc].as_ptr(), 8);
+                            stub.copy_from_nonoverlapping(
+                                [0xff, 0x25, 2, 0, 0, 0, 0xcc, 0xcc].as_ptr(),
+                                8,
+                            );
                             stub.add(8).cast::<usize>().write(*function);
                         }
                         at += STUB;
@@ -97,7 +103,8 @@ impl Loaded {
                 let RelocationTarget::Symbol(index) = relocation.target() else {
                     bail!("a relocation without a symbol");
                 };
-                let symbol = *resolved.get(&index).context("a relocation to a symbol that is not there")?;
+                let symbol =
+                    *resolved.get(&index).context("a relocation to a symbol that is not there")?;
                 let RelocationFlags::Elf { r_type } = relocation.flags() else {
                     bail!("a relocation that is not ELF's");
                 };
@@ -110,10 +117,14 @@ impl Loaded {
                     match r_type {
                         elf::R_X86_64_64 => (place as *mut i64).write_unaligned(value),
                         elf::R_X86_64_32S | elf::R_X86_64_32 => (place as *mut i32)
-                            .write_unaligned(i32::try_from(value).context("a symbol is out of reach")?),
-                        elf::R_X86_64_PC32 | elf::R_X86_64_PLT32 => (place as *mut i32).write_unaligned(
-                            i32::try_from(value - place as i64).context("a symbol is out of reach")?,
-                        ),
+                            .write_unaligned(
+                                i32::try_from(value).context("a symbol is out of reach")?,
+                            ),
+                        elf::R_X86_64_PC32 | elf::R_X86_64_PLT32 => (place as *mut i32)
+                            .write_unaligned(
+                                i32::try_from(value - place as i64)
+                                    .context("a symbol is out of reach")?,
+                            ),
                         other => bail!("relocation type {other} is unknown to the kernel's linker"),
                     }
                 }
@@ -126,7 +137,8 @@ impl Loaded {
     pub fn set<T>(&self, name: &str) -> Vec<*mut T> {
         let Some((at, len)) = self.sections.get(name) else { return Vec::new() };
         // SAFETY: a linker set is an array of relocated pointers.
-        unsafe { std::slice::from_raw_parts(*at as *const *mut T, len / size_of::<usize>()) }.to_vec()
+        unsafe { std::slice::from_raw_parts(*at as *const *mut T, len / size_of::<usize>()) }
+            .to_vec()
     }
 }
 

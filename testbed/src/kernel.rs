@@ -85,7 +85,8 @@ impl Module {
                     let range = depend.md_ver_minimum..=depend.md_ver_maximum;
                     ensure!(
                         range.contains(&options.osreldate),
-                        "the module depends on a kernel of {range:?}, and this is {}", options.osreldate
+                        "the module depends on a kernel of {range:?}, and this is {}",
+                        options.osreldate
                     );
                 }
             }
@@ -102,7 +103,9 @@ impl Module {
                 }
             }
         }
-        let Some(data) = REGISTERED.lock().unwrap().first().map(|data| *data as *const sys::moduledata) else {
+        let Some(data) =
+            REGISTERED.lock().unwrap().first().map(|data| *data as *const sys::moduledata)
+        else {
             bail!("{} registers no module", path.display());
         };
         // SAFETY: what the module registered; its name is a C string.
@@ -125,7 +128,11 @@ impl Module {
 
     fn event(&self, what: u32) -> c_int {
         // SAFETY: the module's own event handler, serialized as the kernel does.
-        unsafe { (*self.data).evhand.map_or(0, |handler| handler(std::ptr::null_mut(), what as c_int, (*self.data).priv_)) }
+        unsafe {
+            (*self.data).evhand.map_or(0, |handler| {
+                handler(std::ptr::null_mut(), what as c_int, (*self.data).priv_)
+            })
+        }
     }
 
     /// kldunload: MOD_QUIESCE, then MOD_UNLOAD. The errno of a refusal.
@@ -321,7 +328,7 @@ unsafe extern "C" fn panic(_: *const c_char, text: *const c_char) -> ! {
 
 extern "C" fn pause_sbt(_: *const c_char, sbt: i64, _: i64, _: c_int) -> c_int {
     may_sleep("pause_sbt");
-    std::thread::sleep(Duration::from_nanos((sbt as u128 * 1_000_000_000 >> 32) as u64));
+    std::thread::sleep(Duration::from_nanos(((sbt as u128 * 1_000_000_000) >> 32) as u64));
     0
 }
 

@@ -11,7 +11,12 @@ pub fn map(len: usize, executable: bool) -> *mut u8 {
     // SAFETY: a fresh anonymous mapping.
     let at = unsafe {
         libc::mmap(
-            ptr::null_mut(), len, prot, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT, -1, 0,
+            ptr::null_mut(),
+            len,
+            prot,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT,
+            -1,
+            0,
         )
     };
     assert!(at != libc::MAP_FAILED, "no memory below 2 GiB");

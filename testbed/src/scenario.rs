@@ -107,7 +107,14 @@ fn release(pages: &[Page]) {
 }
 
 /// Ask for pages, expect success, check and release them.
-fn good(bed: &Bed, file: &File, first: u64, count: u64, behind: i32, ahead: i32) -> Result<Outcome> {
+fn good(
+    bed: &Bed,
+    file: &File,
+    first: u64,
+    count: u64,
+    behind: i32,
+    ahead: i32,
+) -> Result<Outcome> {
     let pages = grab(file, first, count);
     let outcome = getpages_async(file, &pages, behind, ahead);
     ensure!(outcome.code == 0 && outcome.error == 0, "failed: {outcome:?}");
@@ -123,7 +130,11 @@ fn straight(blocks: u64) -> Vec<Option<u64>> {
 fn bogus_inside(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = bed.synthetic(32768, &straight(4), 4 * 32768, true);
     for unmapped in [true, false] {
-        let file = if unmapped { file.clone() } else { bed.synthetic(32768, &straight(4), 4 * 32768, false) };
+        let file = if unmapped {
+            file.clone()
+        } else {
+            bed.synthetic(32768, &straight(4), 4 * 32768, false)
+        };
         let mut pages = grab(&file, 2, 9);
         let before = [pages[3], pages[4], pages[6]];
         for page in before {
@@ -156,7 +167,10 @@ fn last_partly_valid(bed: &mut Bed, _: &Path) -> Result<()> {
         last.fields().valid = 0b11;
         for at in 0..1024 {
             // SAFETY: within the page.
-            unsafe { *last.data().add(at) = if at < 1000 { bed.byte(&file, 4 * P + at as u64) } else { 0 } };
+            unsafe {
+                *last.data().add(at) =
+                    if at < 1000 { bed.byte(&file, 4 * P + at as u64) } else { 0 }
+            };
         }
         // A count that lacks the last page, or a second read of it, is caught in iodone or by the disk.
         let outcome = getpages_async(&file, &pages, 4, 4);
@@ -244,9 +258,15 @@ fn end_of_file(bed: &mut Bed, _: &Path) -> Result<()> {
             if tail > 0 {
                 // SAFETY: the last page's own memory.
                 let rest = unsafe {
-                    std::slice::from_raw_parts(pages[count as usize - 1].data().add(tail), PAGE - tail)
+                    std::slice::from_raw_parts(
+                        pages[count as usize - 1].data().add(tail),
+                        PAGE - tail,
+                    )
                 };
-                ensure!(rest.iter().all(|b| *b == 0), "size {size}: the last page holds bytes of the disk behind the file's end");
+                ensure!(
+                    rest.iter().all(|b| *b == 0),
+                    "size {size}: the last page holds bytes of the disk behind the file's end"
+                );
             }
             release(&pages);
         }
@@ -263,11 +283,16 @@ fn error(bed: &mut Bed, _: &Path) -> Result<()> {
     ensure!(outcome.code == 0 && outcome.error == libc::EIO, "{outcome:?}");
     ensure!(pages.iter().all(|page| page.fields().valid == 0), "a page of a failed read is valid");
     for i in (7..10).chain(14..19) {
-        ensure!(vm::resident(file.object, i).is_none(), "page {i} was read around and is left behind");
+        ensure!(
+            vm::resident(file.object, i).is_none(),
+            "page {i} was read around and is left behind"
+        );
     }
     release(&pages);
     ensure!(counter("errors") == 1 && counter("retries") == 1, "{:?}", sysctl::counters());
-    let said = crate::kernel::messages().into_iter().any(|m| m.contains("inode 4") && m.contains("errno 5"));
+    let said = crate::kernel::messages()
+        .into_iter()
+        .any(|m| m.contains("inode 4") && m.contains("errno 5"));
     ensure!(said, "no message that names inode and errno");
     Ok(())
 }
@@ -300,7 +325,10 @@ fn short_transfer(bed: &mut Bed, _: &Path) -> Result<()> {
     bed.disk.behave(Manners { short: true, ..Manners::default() });
     let pages = grab(&file, 10, 4);
     let outcome = getpages_async(&file, &pages, 0, 0);
-    ensure!(outcome.error == libc::EIO, "bytes that were never read are taken for data: {outcome:?}");
+    ensure!(
+        outcome.error == libc::EIO,
+        "bytes that were never read are taken for data: {outcome:?}"
+    );
     release(&pages);
     Ok(())
 }
@@ -315,7 +343,10 @@ fn no_bmap(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = odd_bmap(bed, Bmap::Unsupported);
     let before = ORIGINAL[0].load(Ordering::Relaxed);
     good(bed, &file, 3, 7, 2, 2)?;
-    ensure!(ORIGINAL[0].load(Ordering::Relaxed) == before + 1 && counter("calls_emulated") == 1, "not emulated");
+    ensure!(
+        ORIGINAL[0].load(Ordering::Relaxed) == before + 1 && counter("calls_emulated") == 1,
+        "not emulated"
+    );
     Ok(())
 }
 
@@ -324,14 +355,22 @@ fn bmap_fails(bed: &mut Bed, _: &Path) -> Result<()> {
     let pages = grab(&file, 3, 7);
     let outcome = getpages_async(&file, &pages, 2, 2);
     ensure!(outcome.code == sys::VM_PAGER_ERROR && outcome.error == libc::EIO, "{outcome:?}");
-    ensure!(counter("failed") == 1 && bed.disk.transfers.load(Ordering::Relaxed) == 0, "something was read");
+    ensure!(
+        counter("failed") == 1 && bed.disk.transfers.load(Ordering::Relaxed) == 0,
+        "something was read"
+    );
     release(&pages);
     Ok(())
 }
 
 fn no_pbuf(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = bed.synthetic(4096, &straight(30), 30 * P, true);
-    let apart = bed.synthetic(4096, &(0..30).map(|i| Some(100 - i * 2)).collect::<Vec<_>>(), 29 * P + 9, true);
+    let apart = bed.synthetic(
+        4096,
+        &(0..30).map(|i| Some(100 - i * 2)).collect::<Vec<_>>(),
+        29 * P + 9,
+        true,
+    );
     buf::STOCK.store(0, Ordering::Relaxed);
     let before = ORIGINAL[1].load(Ordering::Relaxed);
     good(bed, &file, 0, 8, 0, 4)?;
@@ -431,7 +470,10 @@ fn sync(bed: &mut Bed, _: &Path) -> Result<()> {
         release(&pages);
     };
     let_go(sync_call(0, 0)?.1);
-    ensure!(counter("calls_sync") == 0 && ORIGINAL[0].load(Ordering::Relaxed) == 1, "taken over unasked");
+    ensure!(
+        counter("calls_sync") == 0 && ORIGINAL[0].load(Ordering::Relaxed) == 1,
+        "taken over unasked"
+    );
     ensure!(sysctl::write("vfs.asyncpager.sync", true) == 0, "sysctl");
     let (code, pages) = sync_call(8, 4)?;
     ensure!(code == 0 && counter("calls_sync") == 1, "not taken over");
@@ -461,7 +503,10 @@ fn disabled(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = bed.synthetic(32768, &straight(8), 8 * 32768, true);
     ensure!(sysctl::write("vfs.asyncpager.enabled", false) == 0, "sysctl");
     good(bed, &file, 0, 4, 0, 0)?;
-    ensure!(counter("calls_async") == 0 && bed.disk.transfers.load(Ordering::Relaxed) == 0, "still at work");
+    ensure!(
+        counter("calls_async") == 0 && bed.disk.transfers.load(Ordering::Relaxed) == 0,
+        "still at work"
+    );
     ensure!(sysctl::write("vfs.asyncpager.enabled", true) == 0, "sysctl");
     good(bed, &file, 10, 4, 0, 0)?;
     ensure!(counter("calls_async") == 1, "not at work again");
@@ -503,7 +548,12 @@ fn senders<T>(bed: &Bed, files: &[Arc<File>], during: impl FnOnce() -> T) -> Res
                         let offset = rng.u64(..file.inode.size);
                         let mut bytes = Vec::new();
                         let result = sendfile::sendfile(
-                            file, offset, rng.u64(1..200_000), rng.i32(0..40), true, |b| bytes.extend_from_slice(b),
+                            file,
+                            offset,
+                            rng.u64(1..200_000),
+                            rng.i32(0..40),
+                            true,
+                            |b| bytes.extend_from_slice(b),
                         );
                         match result {
                             Ok(()) => sent.fetch_add(1, Ordering::Relaxed),
@@ -569,7 +619,7 @@ fn replaced_since(bed: &mut Bed, _: &Path) -> Result<()> {
         unsafe extern "C" fn other(_: *mut sys::vop_getpages_async_args) -> i32 {
             sys::VM_PAGER_ERROR
         }
-        let ours = std::mem::replace(&mut (*two).vop_getpages_async, Some(other));
+        let ours = (*two).vop_getpages_async.replace(other);
         let refused = bed.module.as_ref().map(Module::unload);
         ensure!(refused == Some(Err(libc::EBUSY)), "{refused:?}");
         (*two).vop_getpages_async = ours;

@@ -42,14 +42,24 @@ struct Io {
 }
 
 /// sendfile_iodone(): checks the contract, and unbusies.
-unsafe extern "C" fn iodone(arg: *mut c_void, pages: *mut *mut sys::vm_page, count: c_int, error: c_int) {
+unsafe extern "C" fn iodone(
+    arg: *mut c_void,
+    pages: *mut *mut sys::vm_page,
+    count: c_int,
+    error: c_int,
+) {
     let call = "iodone";
     // SAFETY: what getpages_async() passed; it is leaked, so that a second
     // call is caught and not undefined.
     let expected = unsafe { &*(arg as *const Expected) };
-    rule(call, expected.calls.fetch_add(1, Ordering::AcqRel) == 0, "called a second time for one request");
     rule(
-        call, count as usize == expected.pages.len(),
+        call,
+        expected.calls.fetch_add(1, Ordering::AcqRel) == 0,
+        "called a second time for one request",
+    );
+    rule(
+        call,
+        count as usize == expected.pages.len(),
         format_args!("count {count} for a request of {}", expected.pages.len()),
     );
     for (i, page) in expected.pages.iter().enumerate() {
@@ -60,7 +70,8 @@ unsafe extern "C" fn iodone(arg: *mut c_void, pages: *mut *mut sys::vm_page, cou
         if page != Page::bogus() {
             rule(call, page.is_busy(), format_args!("page {i} is not busy any more"));
             rule(
-                call, error != 0 || page.fields().valid != 0,
+                call,
+                error != 0 || page.fields().valid != 0,
                 format_args!("no error, and page {i} is invalid"),
             );
             page.unbusy(call);
@@ -93,14 +104,19 @@ pub fn getpages_async(file: &File, pages: &[Page], behind: c_int, ahead: c_int) 
     let (code, behind, ahead) = start(file, &io, pages, Some(behind), Some(ahead));
     let error = wait(&io);
     rule(
-        "VOP_GETPAGES_ASYNC", code == sys::VM_PAGER_OK || error != 0,
+        "VOP_GETPAGES_ASYNC",
+        code == sys::VM_PAGER_OK || error != 0,
         "an error that iodone was not told of",
     );
     Outcome { code, error, behind, ahead }
 }
 
 fn start(
-    file: &File, io: &Arc<Io>, pages: &[Page], behind: Option<c_int>, ahead: Option<c_int>,
+    file: &File,
+    io: &Arc<Io>,
+    pages: &[Page],
+    behind: Option<c_int>,
+    ahead: Option<c_int>,
 ) -> (c_int, c_int, c_int) {
     let pages: Vec<*mut sys::vm_page> = pages.iter().map(|page| page.0).collect();
     let mut array = pages.clone();
@@ -138,7 +154,13 @@ fn wait(io: &Io) -> c_int {
 }
 
 /// Call VOP_GETPAGES for busied pages; its return value, and extra pages read.
-pub fn getpages(file: &File, pages: &[Page], behind: c_int, ahead: c_int, through_async: bool) -> Outcome {
+pub fn getpages(
+    file: &File,
+    pages: &[Page],
+    behind: c_int,
+    ahead: c_int,
+    through_async: bool,
+) -> Outcome {
     let mut array: Vec<*mut sys::vm_page> = pages.iter().map(|page| page.0).collect();
     let (mut behind, mut ahead) = (behind, ahead);
     // SAFETY: a VOP's argument block, live for the call.
@@ -162,7 +184,12 @@ pub fn getpages(file: &File, pages: &[Page], behind: c_int, ahead: c_int, throug
 /// Send `len` bytes at `offset`: swap in, wait, and give the bytes to `sink`.
 /// The errno of an I/O error.
 pub fn sendfile(
-    file: &File, offset: u64, len: u64, readahead: c_int, nocache: bool, mut sink: impl FnMut(&[u8]),
+    file: &File,
+    offset: u64,
+    len: u64,
+    readahead: c_int,
+    nocache: bool,
+    mut sink: impl FnMut(&[u8]),
 ) -> Result<(), c_int> {
     let len = len.min(file.inode.size.saturating_sub(offset));
     if len == 0 {
@@ -196,13 +223,15 @@ pub fn sendfile(
         let reach = (after + 1).min(count - i);
         let mut run: Vec<Page> = pages[i..i + reach].to_vec();
         while run.len() > 1 && valid(run[run.len() - 1], i + run.len() - 1) {
-            run.pop().map(|page| page.unbusy("sendfile_swapin"));
+            if let Some(page) = run.pop() {
+                page.unbusy("sendfile_swapin");
+            }
         }
         let inner = run.len().saturating_sub(1);
-        for j in 1..inner {
-            if valid(run[j], i + j) {
-                run[j].unbusy("sendfile_swapin");
-                run[j] = Page::bogus();
+        for (j, page) in run.iter_mut().enumerate().take(inner).skip(1) {
+            if valid(*page, i + j) {
+                page.unbusy("sendfile_swapin");
+                *page = Page::bogus();
             }
         }
         let last = i + run.len() == count;

@@ -144,15 +144,26 @@ pub fn serve(common: &Common, image: &Path, source: &Path) -> Result<()> {
 }
 
 /// Send one file in pieces; how many requests failed with an I/O error.
-fn send(file: &Arc<File>, source: &Path, rng: &mut fastrand::Rng, bar: &ProgressBar) -> Result<u64> {
+fn send(
+    file: &Arc<File>,
+    source: &Path,
+    rng: &mut fastrand::Rng,
+    bar: &ProgressBar,
+) -> Result<u64> {
     let path = source.join(&file.inode.path);
     let want = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    ensure!(want.len() as u64 == file.inode.size, "{} has another size in the image", path.display());
+    ensure!(
+        want.len() as u64 == file.inode.size,
+        "{} has another size in the image",
+        path.display()
+    );
     let (mut at, mut failed) = (0u64, 0);
     while at < file.inode.size {
         let len = rng.u64(1..300_000).min(file.inode.size - at);
         let mut got = Vec::new();
-        match sendfile(file, at, len, rng.i32(0..64), rng.bool(), |bytes| got.extend_from_slice(bytes)) {
+        match sendfile(file, at, len, rng.i32(0..64), rng.bool(), |bytes| {
+            got.extend_from_slice(bytes)
+        }) {
             Ok(()) => {
                 let want = &want[at as usize..(at + len) as usize];
                 if got != want {

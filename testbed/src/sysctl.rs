@@ -47,7 +47,8 @@ pub fn counters() -> BTreeMap<String, u64> {
         .filter(|oid| oid.kind & sys::CTLTYPE as u32 == sys::CTLTYPE_U64 as u32)
         .map(|oid| {
             // SAFETY: a live oid, whose arg1 points at the counter's handle.
-            let handle = unsafe { *(*(oid.oid as *mut sys::sysctl_oid)).oid_arg1.cast::<*mut u64>() };
+            let handle =
+                unsafe { *(*(oid.oid as *mut sys::sysctl_oid)).oid_arg1.cast::<*mut u64>() };
             (oid.path.clone(), cpu::counter_fetch(handle))
         })
         .collect()
@@ -96,12 +97,24 @@ pub extern "C" fn sysctl_ctx_free(context: *mut c_void) -> c_int {
 /// `sysctl_add_oid`.
 #[allow(clippy::too_many_arguments)] // the kernel's own
 pub extern "C" fn sysctl_add_oid(
-    ctx: *mut c_void, parent: *mut sys::sysctl_oid_list, _nbr: c_int, name: *const c_char, kind: c_int,
-    arg1: *mut c_void, arg2: sys::intmax_t, handler: sys_handler, _fmt: *const c_char, _descr: *const c_char,
+    ctx: *mut c_void,
+    parent: *mut sys::sysctl_oid_list,
+    _nbr: c_int,
+    name: *const c_char,
+    kind: c_int,
+    arg1: *mut c_void,
+    arg2: sys::intmax_t,
+    handler: sys_handler,
+    _fmt: *const c_char,
+    _descr: *const c_char,
     _label: *const c_char,
 ) -> *mut sys::sysctl_oid {
     may_sleep("sysctl_add_oid");
-    rule("sysctl_add_oid", CONTEXTS.lock().unwrap().contains(&(ctx as usize)), "not an initialized context");
+    rule(
+        "sysctl_add_oid",
+        CONTEXTS.lock().unwrap().contains(&(ctx as usize)),
+        "not an initialized context",
+    );
     let oid: *mut sys::sysctl_oid = low::zeroed();
     // SAFETY: a fresh oid; the name is a C string; the children list is an
     // oid's first field, so that a parent list is its oid's address.
@@ -132,12 +145,20 @@ pub extern "C" fn sysctl_add_oid(
 
 #[allow(non_camel_case_types)]
 type sys_handler = Option<
-    unsafe extern "C" fn(*mut sys::sysctl_oid, *mut c_void, sys::intmax_t, *mut sys::sysctl_req) -> c_int,
+    unsafe extern "C" fn(
+        *mut sys::sysctl_oid,
+        *mut c_void,
+        sys::intmax_t,
+        *mut sys::sysctl_req,
+    ) -> c_int,
 >;
 
 /// `sysctl_handle_bool`.
 pub unsafe extern "C" fn sysctl_handle_bool(
-    _: *mut sys::sysctl_oid, arg1: *mut c_void, _: sys::intmax_t, req: *mut sys::sysctl_req,
+    _: *mut sys::sysctl_oid,
+    arg1: *mut c_void,
+    _: sys::intmax_t,
+    req: *mut sys::sysctl_req,
 ) -> c_int {
     // SAFETY: a handler's arguments: a place for one bool, and the request.
     unsafe {
@@ -150,7 +171,10 @@ pub unsafe extern "C" fn sysctl_handle_bool(
 
 /// `sysctl_handle_counter_u64`: the testbed reads counters by itself.
 pub unsafe extern "C" fn sysctl_handle_counter_u64(
-    _: *mut sys::sysctl_oid, _: *mut c_void, _: sys::intmax_t, _: *mut sys::sysctl_req,
+    _: *mut sys::sysctl_oid,
+    _: *mut c_void,
+    _: sys::intmax_t,
+    _: *mut sys::sysctl_req,
 ) -> c_int {
     libc::EPERM
 }
@@ -158,8 +182,14 @@ pub unsafe extern "C" fn sysctl_handle_counter_u64(
 /// `kernel_sysctlbyname`: the sizes that uma(9) tells.
 #[allow(clippy::too_many_arguments)] // the kernel's own
 pub unsafe extern "C" fn kernel_sysctlbyname(
-    _: *mut c_void, name: *const c_char, old: *mut c_void, _oldlen: *mut usize, _: *mut c_void, _: usize,
-    _: *mut usize, _: c_int,
+    _: *mut c_void,
+    name: *const c_char,
+    old: *mut c_void,
+    _oldlen: *mut usize,
+    _: *mut c_void,
+    _: usize,
+    _: *mut usize,
+    _: c_int,
 ) -> c_int {
     // SAFETY: a C string and a place for an int.
     unsafe {

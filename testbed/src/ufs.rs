@@ -92,7 +92,9 @@ impl<'a> Ufs<'a> {
         while let Some((path, number)) = pending.pop() {
             directories += 1;
             ensure!(directories < 100_000, "directories without end: the image is damaged");
-            for (name, child) in self.directory(number).with_context(|| format!("directory /{path}"))? {
+            for (name, child) in
+                self.directory(number).with_context(|| format!("directory /{path}"))?
+            {
                 let path = if path.is_empty() { name } else { format!("{path}/{name}") };
                 let (mode, inode) = self.inode(child, &path).with_context(|| format!("/{path}"))?;
                 match mode & TYPE {
@@ -129,14 +131,21 @@ impl<'a> Ufs<'a> {
                 map.push(self.place(self.pointer(at + blocks_at + lbn as usize * width)?)?);
             }
             for level in 1..=3u32 {
-                let pointer = self.pointer(at + blocks_at + (DIRECT + level as usize - 1) * width)?;
+                let pointer =
+                    self.pointer(at + blocks_at + (DIRECT + level as usize - 1) * width)?;
                 self.indirect(pointer, level, blocks, &mut map)?;
             }
         }
         Ok((mode, Inode { path: path.to_string(), number, size, map }))
     }
 
-    fn indirect(&self, pointer: u64, level: u32, blocks: u64, map: &mut Vec<Option<i64>>) -> Result<()> {
+    fn indirect(
+        &self,
+        pointer: u64,
+        level: u32,
+        blocks: u64,
+        map: &mut Vec<Option<i64>>,
+    ) -> Result<()> {
         let below = self.per_indirect.pow(level - 1);
         if pointer == 0 {
             let holes = (below * self.per_indirect).min(blocks.saturating_sub(map.len() as u64));
@@ -168,7 +177,10 @@ impl<'a> Ufs<'a> {
             return Ok(None);
         }
         let byte = fragment * self.fragment;
-        ensure!(byte < self.image.len() as u64, "a block lies behind the image's end: it is cut short");
+        ensure!(
+            byte < self.image.len() as u64,
+            "a block lies behind the image's end: it is cut short"
+        );
         Ok(Some((byte / 512) as i64))
     }
 
@@ -180,7 +192,9 @@ impl<'a> Ufs<'a> {
         for (lbn, place) in inode.map.iter().enumerate() {
             let len = (inode.size - lbn as u64 * self.block).min(self.block) as usize;
             let at = place.context("a directory with a hole")? as usize * 512;
-            bytes.extend_from_slice(self.image.get(at..at + len).context("a directory leaves the image")?);
+            bytes.extend_from_slice(
+                self.image.get(at..at + len).context("a directory leaves the image")?,
+            );
         }
         let mut at = 0;
         while at + 8 <= bytes.len() {

@@ -87,7 +87,8 @@ pub fn restored() -> bool {
     vectors().iter().all(|vector| {
         // SAFETY: live for ever.
         unsafe {
-            (**vector).vop_getpages.map(|f| f as usize) == Some(original_getpages as *const () as usize)
+            (**vector).vop_getpages.map(|f| f as usize)
+                == Some(original_getpages as *const () as usize)
                 && (**vector).vop_getpages_async.map(|f| f as usize)
                     == Some(original_getpages_async as *const () as usize)
         }
@@ -134,7 +135,8 @@ impl File {
         let Some(place) = at(lbn) else { return (-1, 0, 0) };
         // As ufs_bmaparray() limits it by mnt_iosize_max.
         let most = (128 << 10) / self.mount.block as i64 - 1;
-        let after = (1..=most).take_while(|i| at(lbn + *i as u64) == Some(place + i * unit)).count();
+        let after =
+            (1..=most).take_while(|i| at(lbn + *i as u64) == Some(place + i * unit)).count();
         let before = (1..=most)
             .take_while(|i| lbn.checked_sub(*i as u64).and_then(at) == Some(place - i * unit))
             .count();
@@ -147,7 +149,8 @@ impl File {
         for i in 0..PAGE as u64 / 512 {
             let byte = start + i * 512;
             // SAFETY: within the page.
-            let to = unsafe { std::slice::from_raw_parts_mut(page.data().add(i as usize * 512), 512) };
+            let to =
+                unsafe { std::slice::from_raw_parts_mut(page.data().add(i as usize * 512), 512) };
             to.fill(0);
             let (place, ..) = self.bmap(byte / self.mount.block);
             if place >= 0 && byte < self.inode.size {
@@ -216,7 +219,11 @@ unsafe extern "C" fn original_getpages_async(ap: *mut sys::vop_getpages_async_ar
 }
 
 unsafe fn serve(
-    vnode: *mut sys::vnode, pages: *mut *mut sys::vm_page, count: c_int, behind: *mut c_int, ahead: *mut c_int,
+    vnode: *mut sys::vnode,
+    pages: *mut *mut sys::vm_page,
+    count: c_int,
+    behind: *mut c_int,
+    ahead: *mut c_int,
 ) {
     let file = file("the original VOP", vnode);
     for i in 0..count as usize {

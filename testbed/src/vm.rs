@@ -53,7 +53,12 @@ static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
         let file = libc::memfd_create(c"pages".as_ptr(), 0);
         assert!(file >= 0 && libc::ftruncate(file, (PAGES * PAGE) as i64) == 0);
         let memory = libc::mmap(
-            ptr::null_mut(), PAGES * PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file, 0,
+            ptr::null_mut(),
+            PAGES * PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file,
+            0,
         );
         assert!(memory != libc::MAP_FAILED);
         let pages: Vec<sys::vm_page> = (0..PAGES)
@@ -252,8 +257,11 @@ pub fn resident(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
 /// must be unbusied and unwired by now.
 pub fn drop_pages(object: *mut sys::vm_object, last: bool) {
     let mut vm = VM.lock().unwrap();
-    let pages: Vec<usize> =
-        vm.objects.get(&(object as usize)).map(|p| p.values().copied().collect()).unwrap_or_default();
+    let pages: Vec<usize> = vm
+        .objects
+        .get(&(object as usize))
+        .map(|p| p.values().copied().collect())
+        .unwrap_or_default();
     for index in pages {
         // SAFETY: an index of the array.
         let page = Page(unsafe { MACHINE.pages.add(index) });
@@ -320,7 +328,11 @@ pub extern "C" fn rw_wunlock(cookie: *mut usize, _: *const c_char, _: c_int) {
 }
 
 /// `vm_page_alloc`.
-pub extern "C" fn vm_page_alloc(object: *mut sys::vm_object, pindex: u64, req: c_int) -> *mut sys::vm_page {
+pub extern "C" fn vm_page_alloc(
+    object: *mut sys::vm_object,
+    pindex: u64,
+    req: c_int,
+) -> *mut sys::vm_page {
     let call = "vm_page_alloc";
     rule(call, write_locked(object), "the object is not write-locked");
     if req & sys::VM_ALLOC_WAITOK != 0 {
@@ -328,7 +340,11 @@ pub extern "C" fn vm_page_alloc(object: *mut sys::vm_object, pindex: u64, req: c
     }
     rule(call, resident(object, pindex).is_none(), format_args!("page {pindex} exists"));
     // SAFETY: a live object.
-    rule(call, pindex < unsafe { (*object).size }, format_args!("page {pindex} is behind the object's end"));
+    rule(
+        call,
+        pindex < unsafe { (*object).size },
+        format_args!("page {pindex} is behind the object's end"),
+    );
     if NO_MEMORY.load(Ordering::Relaxed) {
         return ptr::null_mut();
     }
@@ -344,7 +360,11 @@ pub extern "C" fn vm_page_lookup(object: *mut sys::vm_object, pindex: u64) -> *m
 fn busied(call: &str, m: *mut sys::vm_page) -> Page {
     let page = Page(m);
     rule(call, page != Page::bogus(), "bogus_page");
-    rule(call, page.is_busy(), format_args!("page {} is not exclusive-busied", page.fields().pindex));
+    rule(
+        call,
+        page.is_busy(),
+        format_args!("page {} is not exclusive-busied", page.fields().pindex),
+    );
     page
 }
 
@@ -420,8 +440,12 @@ pub fn reserve(pages: usize) -> *mut u8 {
     // SAFETY: a fresh mapping without access.
     unsafe {
         libc::mmap(
-            ptr::null_mut(), pages * PAGE, libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0,
+            ptr::null_mut(),
+            pages * PAGE,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
         )
         .cast()
     }
@@ -434,8 +458,12 @@ pub extern "C" fn pmap_qenter(va: u64, pages: *mut *mut sys::vm_page, count: c_i
         unsafe {
             let page = Page(*pages.add(i));
             let at = libc::mmap(
-                (va as usize + i * PAGE) as *mut c_void, PAGE, libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_FIXED, MACHINE.file, (page.index() * PAGE) as i64,
+                (va as usize + i * PAGE) as *mut c_void,
+                PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                MACHINE.file,
+                (page.index() * PAGE) as i64,
             );
             rule("pmap_qenter", at != libc::MAP_FAILED, "cannot map");
         }
@@ -448,8 +476,12 @@ pub extern "C" fn pmap_qremove(va: u64, count: c_int) {
     // SAFETY: over a range that pmap_qenter() has mapped.
     unsafe {
         libc::mmap(
-            va as *mut c_void, count as usize * PAGE, libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE, -1, 0,
+            va as *mut c_void,
+            count as usize * PAGE,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            -1,
+            0,
         )
     };
     let mapped = MAPPED.fetch_sub(count as usize, Ordering::Relaxed);

@@ -26,7 +26,8 @@ fn testbed(args: &[&str], ko: &Path) -> Output {
 }
 
 fn text(output: &Output) -> String {
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     format!("{out}{err}")
 }
 
@@ -42,7 +43,8 @@ fn refused(args: &[&str], ko: &Path, what: &str) {
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
     assert!(!said.contains("panicked"), "{said}");
-    let lines: Vec<_> = said.lines().filter(|line| line.starts_with("asyncpager-testbed:")).collect();
+    let lines: Vec<_> =
+        said.lines().filter(|line| line.starts_with("asyncpager-testbed:")).collect();
     assert!(lines.len() == 1 && lines[0].contains(what), "{args:?}: {said}");
 }
 
