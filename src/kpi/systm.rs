@@ -41,7 +41,7 @@ impl<const N: usize> Write for Line<N> {
         if let (Some(to), Some(from)) =
             (self.bytes.get_mut(self.len..end), s.as_bytes().get(..take))
         {
-            to.copy_from_slice(from);
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
             self.len = end;
         }
         if take == s.len() { Ok(()) } else { Err(fmt::Error) }
