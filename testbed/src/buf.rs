@@ -7,7 +7,7 @@ use std::{
     ptr,
     sync::{
         Condvar, Mutex,
-        atomic::{AtomicI64, AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -28,6 +28,9 @@ pub const PBUF_SIZE: usize = offset_of!(sys::buf, b_pages) + SLOTS * 8;
 pub static CREDS: AtomicI64 = AtomicI64::new(0);
 /// Allocations without waiting that still succeed; for tests.
 pub static STOCK: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// How often an allocation without waiting has failed.
+pub static ALLOCS_FAILED: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Default)]
 struct Zones {
@@ -99,6 +102,7 @@ pub extern "C" fn uma_zalloc_arg(zone: *mut c_void, _: *mut c_void, flags: c_int
             n => n.checked_sub(1),
         });
         if left.is_err() || zones.out.len() >= zones.max {
+            ALLOCS_FAILED.fetch_add(1, Ordering::Relaxed);
             return ptr::null_mut();
         }
     }
@@ -128,6 +132,7 @@ pub extern "C" fn uma_zalloc_arg(zone: *mut c_void, _: *mut c_void, flags: c_int
         buf.b_ioflags = 0;
         buf.b_iodone = None;
         buf.b_error = 0;
+        buf.b_lock.lk_lock = 0;
         // What the constructor leaves alone is whatever it was.
         buf.b_npages = 0x5a5a;
         buf.b_resid = 0x5a5a;
@@ -184,8 +189,17 @@ pub extern "C" fn pbrelbo(bp: *mut sys::buf) {
     buf.b_flags &= !(sys::B_PAGING as u32);
 }
 
+/// Whether the buf's lock belongs to the kernel and not to a thread.
+pub fn is_disowned(bp: *mut sys::buf) -> bool {
+    // SAFETY: a live buf; for the testbed lk_lock says no more than this.
+    unsafe { (*bp).b_lock.lk_lock == usize::MAX }
+}
+
 /// `_lockmgr_disown`: BUF_KERNPROC().
-pub extern "C" fn lockmgr_disown(_lock: *mut c_void, _: *const c_char, _: c_int) {}
+pub extern "C" fn lockmgr_disown(lock: *mut sys::lock, _: *const c_char, _: c_int) {
+    // SAFETY: a live buf's lock.
+    unsafe { (*lock).lk_lock = usize::MAX };
+}
 
 /// The kernel's `runningbufspace`.
 pub fn running() -> &'static AtomicI64 {

@@ -17,7 +17,7 @@ use asyncpager::kpi::sys;
 
 use crate::{
     buf, cpu, low,
-    rules::{completing, rule},
+    rules::{completing, no_lock, rule},
     vm::{self, PAGE, Page},
 };
 
@@ -207,7 +207,11 @@ unsafe extern "C" fn strategy(bo: *mut sys::bufobj, bp: *mut sys::buf) {
     let call = "bstrategy";
     // SAFETY: the caller gives the buf up.
     let buf = unsafe { &mut *bp };
+    no_lock(call);
     rule(call, buf.b_bufobj == bo, "b_bufobj is another one");
+    if buf.b_flags & sys::B_ASYNC as u32 != 0 {
+        rule(call, buf::is_disowned(bp), "an async buf's lock still belongs to this thread");
+    }
     rule(call, buf.b_iocmd == sys::BIO_READ as u16, "not a read");
     rule(call, !buf.b_rcred.is_null() && !buf.b_wcred.is_null(), "no creds are held");
     rule(call, buf.b_iodone.is_some(), "no b_iodone");

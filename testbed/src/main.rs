@@ -15,6 +15,7 @@ mod scenario;
 mod sendfile;
 mod serve;
 mod sysctl;
+mod torture;
 mod ufs;
 mod vfs;
 mod vm;
@@ -49,6 +50,20 @@ enum Command {
         /// The directory that the image was made from.
         #[arg(long)]
         source: PathBuf,
+    },
+    /// Random mixes of all that can happen, until the time or the calls are over.
+    Torture {
+        #[command(flatten)]
+        common: Common,
+        /// Stop after so many minutes.
+        #[arg(long, default_value_t = 1.0)]
+        minutes: f64,
+        /// Stop after so many calls of the VOPs for each seed.
+        #[arg(long, default_value_t = 50_000)]
+        calls: u64,
+        /// Seeds, from --seed on.
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
     },
     /// Check promises of the VOP's contract one by one.
     Check {
@@ -118,6 +133,9 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo(common) => serve::demo(&common),
         Command::Serve { common, image, source } => serve::serve(&common, &image, &source),
+        Command::Torture { common, minutes, calls, seeds } => {
+            torture::run(&common, minutes, calls, seeds)
+        }
         Command::Check { list: true, .. } => {
             scenario::ALL.iter().for_each(|(name, _)| println!("{name}"));
             Ok(())

@@ -38,6 +38,11 @@ pub fn may_sleep(call: &str) {
     HELD.with_borrow(|held| rule(call, held.is_empty(), "sleeping with an object lock held"));
 }
 
+/// The call must not be made with an object lock held.
+pub fn no_lock(call: &str) {
+    HELD.with_borrow(|held| rule(call, held.is_empty(), "an object lock is held"));
+}
+
 /// This thread has taken the lock at `address`.
 pub fn locked(call: &str, address: usize) {
     HELD.with_borrow_mut(|held| {

@@ -2,10 +2,11 @@
 //! The consumer: what kern_sendfile.c does with getpages, page for page.
 
 use std::{
+    collections::VecDeque,
     ffi::{c_int, c_void},
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -18,6 +19,14 @@ use crate::{
     vm::{self, PAGE, Page},
 };
 
+/// Calls of VOP_GETPAGES and VOP_GETPAGES_ASYNC so far.
+pub static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// Requests that stay known after their end, so that a late second iodone is
+/// caught and not undefined.
+const QUARANTINE: usize = 50_000;
+static ENDED: Mutex<VecDeque<Box<Expected>>> = Mutex::new(VecDeque::new());
+
 /// A caller that waits longer than this for iodone waits for ever.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -27,6 +36,9 @@ struct Expected {
     pages: Vec<*mut sys::vm_page>,
     calls: AtomicUsize,
 }
+
+// SAFETY: addresses of pages, which live for ever.
+unsafe impl Send for Expected {}
 
 #[derive(Default)]
 struct State {
@@ -49,8 +61,7 @@ unsafe extern "C" fn iodone(
     error: c_int,
 ) {
     let call = "iodone";
-    // SAFETY: what getpages_async() passed; it is leaked, so that a second
-    // call is caught and not undefined.
+    // SAFETY: what start() passed; it stays in ENDED for long after its end.
     let expected = unsafe { &*(arg as *const Expected) };
     rule(
         call,
@@ -120,8 +131,18 @@ fn start(
 ) -> (c_int, c_int, c_int) {
     let pages: Vec<*mut sys::vm_page> = pages.iter().map(|page| page.0).collect();
     let mut array = pages.clone();
-    let expected: &'static Expected =
-        Box::leak(Box::new(Expected { io: io.clone(), pages, calls: AtomicUsize::new(0) }));
+    let expected = Box::new(Expected { io: io.clone(), pages, calls: AtomicUsize::new(0) });
+    let arg = (&raw const *expected).cast_mut().cast();
+    {
+        let mut ended = ENDED.lock().unwrap();
+        ended.push_back(expected);
+        // Long over: so many requests have begun since.
+        let old = (ended.len() > QUARANTINE).then(|| ended.pop_front()).flatten();
+        if let Some(old) = old {
+            rule("iodone", old.calls.load(Ordering::Acquire) == 1, "never called for a request");
+        }
+    }
+    CALLS.fetch_add(1, Ordering::Relaxed);
     io.state.lock().unwrap().outstanding += 1;
     let (mut rbehind, mut rahead) = (behind.unwrap_or(0), ahead.unwrap_or(0));
     // SAFETY: a VOP's argument block; the array lives until iodone, because a
@@ -134,7 +155,7 @@ fn start(
         ap.a_rbehind = if behind.is_some() { &mut rbehind } else { std::ptr::null_mut() };
         ap.a_rahead = if ahead.is_some() { &mut rahead } else { std::ptr::null_mut() };
         ap.a_iodone = Some(iodone);
-        ap.a_arg = (&raw const *expected).cast_mut().cast();
+        ap.a_arg = arg;
         let vop = (*(*file.vnode).v_op).vop_getpages_async;
         vop.map_or(sys::VM_PAGER_ERROR, |vop| vop(&mut ap))
     };
@@ -163,6 +184,7 @@ pub fn getpages(
 ) -> Outcome {
     let mut array: Vec<*mut sys::vm_page> = pages.iter().map(|page| page.0).collect();
     let (mut behind, mut ahead) = (behind, ahead);
+    CALLS.fetch_add(1, Ordering::Relaxed);
     // SAFETY: a VOP's argument block, live for the call.
     let code = unsafe {
         let ops = &*(*file.vnode).v_op;

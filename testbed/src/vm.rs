@@ -9,7 +9,7 @@ use std::{
     ptr,
     sync::{
         Condvar, LazyLock, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -33,6 +33,8 @@ const FREED: u32 = u32::MAX - 1;
 
 /// vm_page_alloc() fails while this is set.
 pub static NO_MEMORY: AtomicBool = AtomicBool::new(false);
+/// How often it has failed.
+pub static ALLOCS_FAILED: AtomicU64 = AtomicU64::new(0);
 /// Pages mapped by pmap_qenter() now.
 pub static MAPPED: AtomicUsize = AtomicUsize::new(0);
 
@@ -175,31 +177,51 @@ fn write_locked(object: *mut sys::vm_object) -> bool {
     rules::holds(at) && LOCKS.lock().unwrap().get(&at).is_some_and(|lock| lock.writer)
 }
 
+/// Hold the object's write lock for as long as `f` runs.
+fn with_lock<T>(object: *mut sys::vm_object, f: impl FnOnce() -> T) -> T {
+    let at = cookie(object) as *mut usize;
+    rw_wlock(at, ptr::null(), 0);
+    let result = f();
+    rw_wunlock(at, ptr::null(), 0);
+    result
+}
+
 /// The page at `pindex`, busied and wired for a consumer: an existing one, when
 /// it is not busy any more, or a new one.
 pub fn grab(object: *mut sys::vm_object, pindex: u64) -> Page {
-    let mut vm = VM.lock().unwrap();
     loop {
-        match vm.objects.get(&(object as usize)).and_then(|pages| pages.get(&pindex)).copied() {
-            Some(index) => {
-                // SAFETY: an index of the array.
-                let page = Page(unsafe { MACHINE.pages.add(index) });
-                if page.fields().busy_lock == UNBUSIED {
-                    page.fields().busy_lock = XBUSY;
-                    page.fields().ref_count += 1;
-                    return page;
-                }
-                vm = BUSY.wait(vm).unwrap();
-            }
-            None => {
-                let Some(page) = vm.allocate(object, pindex) else {
-                    violation("vm_page_grab_pages", "the machine is out of pages")
-                };
-                page.fields().ref_count += 1;
-                return page;
-            }
+        if let Some(page) = with_lock(object, || try_grab(object, pindex)) {
+            return page;
         }
+        let vm = VM.lock().unwrap();
+        let busy = |vm: &mut Vm| {
+            let index = vm.objects.get(&(object as usize)).and_then(|pages| pages.get(&pindex));
+            // SAFETY: an index of the array.
+            index.is_some_and(|i| Page(unsafe { MACHINE.pages.add(*i) }).is_busy())
+        };
+        drop(BUSY.wait_while(vm, busy).unwrap());
     }
+}
+
+/// `None` when the page is busy.
+fn try_grab(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
+    let mut vm = VM.lock().unwrap();
+    let page = match vm.objects.get(&(object as usize)).and_then(|pages| pages.get(&pindex)) {
+        Some(index) => {
+            // SAFETY: an index of the array.
+            let page = Page(unsafe { MACHINE.pages.add(*index) });
+            if page.is_busy() {
+                return None;
+            }
+            page.fields().busy_lock = XBUSY;
+            page
+        }
+        None => vm
+            .allocate(object, pindex)
+            .unwrap_or_else(|| violation("vm_page_grab_pages", "the machine is out of pages")),
+    };
+    page.fields().ref_count += 1;
+    Some(page)
 }
 
 impl Vm {
@@ -276,6 +298,30 @@ pub fn drop_pages(object: *mut sys::vm_object, last: bool) {
     }
 }
 
+/// The page daemon: free cached pages of the object that nobody uses, of
+/// every `one_in` of them one. How many.
+pub fn reclaim(object: *mut sys::vm_object, one_in: usize, rng: &mut fastrand::Rng) -> usize {
+    with_lock(object, || {
+        let mut vm = VM.lock().unwrap();
+        let pages: Vec<usize> = vm
+            .objects
+            .get(&(object as usize))
+            .map(|pages| pages.values().copied().collect())
+            .unwrap_or_default();
+        let mut freed = 0;
+        for index in pages {
+            // SAFETY: an index of the array.
+            let page = Page(unsafe { MACHINE.pages.add(index) });
+            let fields = page.fields();
+            if fields.busy_lock == UNBUSIED && fields.ref_count == 0 && rng.usize(..one_in) == 0 {
+                vm.release(page);
+                freed += 1;
+            }
+        }
+        freed
+    })
+}
+
 /// Pages in use.
 pub fn used() -> usize {
     VM.lock().unwrap().used
@@ -346,6 +392,7 @@ pub extern "C" fn vm_page_alloc(
         format_args!("page {pindex} is behind the object's end"),
     );
     if NO_MEMORY.load(Ordering::Relaxed) {
+        ALLOCS_FAILED.fetch_add(1, Ordering::Relaxed);
         return ptr::null_mut();
     }
     VM.lock().unwrap().allocate(object, pindex).map_or(ptr::null_mut(), |page| page.0)
@@ -370,7 +417,13 @@ fn busied(call: &str, m: *mut sys::vm_page) -> Page {
 
 /// `vm_page_valid`.
 pub extern "C" fn vm_page_valid(m: *mut sys::vm_page) {
-    busied("vm_page_valid", m).fields().valid = u8::MAX;
+    let call = "vm_page_valid";
+    let page = busied(call, m);
+    let end = (page.fields().pindex as usize + 1) * PAGE;
+    // SAFETY: a page's object is live; the union holds vnp.
+    let size = unsafe { (*page.fields().object).un_pager.vnp.vnp_size } as usize;
+    rule(call, end <= size, "bytes behind the end of the file become valid");
+    page.fields().valid = u8::MAX;
 }
 
 /// `vm_page_set_valid_range`: the rest of a last, unfinished DEV_BSIZE is zeroed.

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! The testbed can fail: each test breaks the module in one way, builds it,
+//! and wants a check of the testbed to notice.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+/// One mutant is built at a time.
+static BUILD: Mutex<()> = Mutex::new(());
+
+/// A broken module must show within this time; a hung check counts as noticed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the project's folder")
+}
+
+/// Build the module with `find` replaced in `file`; where it is.
+fn build(name: &str, file: &str, find: &str, replace: &str) -> PathBuf {
+    let _one = BUILD.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (root, copy) = (root(), root().join("target/mutants"));
+    std::fs::create_dir_all(copy.join("target")).unwrap();
+    for part in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "build.rs",
+        ".cargo",
+        "src",
+        "sys-headers",
+        "scripts",
+        "testbed/Cargo.toml",
+        "testbed/src",
+    ] {
+        let to = copy.join(part);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        let copied =
+            Command::new("cp").arg("-rpT").args([root.join(part), to]).status().expect("cp runs");
+        assert!(copied.success(), "cannot copy {part}");
+    }
+    let _ = std::os::unix::fs::symlink(root.join("target/headers"), copy.join("target/headers"));
+    // The last mutant's file is back, with its old date: make that count as a change.
+    let mark = copy.join("mutated");
+    if let Ok(last) = std::fs::read_to_string(&mark) {
+        let restored = std::fs::read(copy.join(&last)).unwrap();
+        std::fs::remove_file(copy.join(&last)).unwrap();
+        std::fs::write(copy.join(&last), restored).unwrap();
+    }
+    std::fs::write(&mark, file).unwrap();
+    let path = copy.join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.matches(find).count(), 1, "{name}: `{find}` is not in {file} exactly once");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, text.replace(find, replace)).unwrap();
+    let built =
+        Command::new("scripts/kmod").current_dir(&copy).output().expect("scripts/kmod runs");
+    assert!(built.status.success(), "{name}: {}", String::from_utf8_lossy(&built.stderr));
+    let ko = copy.join(format!("{name}.ko"));
+    std::fs::rename(copy.join("target/kmod/14-amd64/asyncpager.ko"), &ko).unwrap();
+    ko
+}
+
+/// Whether the check passes; a hang is a failure.
+fn passes(ko: &Path, check: &str) -> bool {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_asyncpager-testbed"))
+        .args(["check", check, "--ko"])
+        .arg(ko)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the testbed starts");
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.success();
+        }
+        if Instant::now() > end {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What the mutants are compared with: the same build, unbroken.
+#[test]
+fn unbroken() {
+    let ko = build("unbroken", "src/lib.rs", "#![cfg_attr", "#![cfg_attr");
+    for check in ["bogus-inside", "behind-and-ahead", "error", "sync", "disabled", "mapped"] {
+        assert!(passes(&ko, check), "{check} fails without a mutation");
+    }
+    std::fs::remove_file(&ko).unwrap();
+}
+
+macro_rules! mutations {
+    ($($name:ident: $check:literal, $file:literal, $find:literal => $replace:literal;)*) => {
+        $(#[test]
+        fn $name() {
+            let ko = build(stringify!($name), $file, $find, $replace);
+            let noticed = !passes(&ko, $check);
+            std::fs::remove_file(&ko).unwrap();
+            assert!(noticed, "nobody noticed");
+        })*
+    };
+}
+
+mutations! {
+    iodone_twice: "bogus-inside", "src/kpi/vnode_if.rs",
+        "self.call(outcome);" => "self.call(outcome); self.call(outcome);";
+    iodone_never: "bogus-inside", "src/kpi/vnode_if.rs",
+        "self.call(outcome);" => "let _ = outcome;";
+    iodone_and_the_original_too: "large-sector", "src/vop.rs",
+        "vop.reply.pass_on();" => "drop(vop.reply);";
+    iodone_without_the_last_page: "last-partly-valid", "src/kpi/buf.rs",
+        "pages.len() as u64 | if" => "(pages.len() - last_partly_valid as usize) as u64 | if";
+    ahead_page_left_busy: "behind-and-ahead", "src/kpi/vm_page.rs",
+        "unsafe { sys::vm_page_readahead_finish(self.0.as_ptr()) };" => "";
+    ahead_page_not_freed_on_error: "error", "src/kpi/vm_page.rs",
+        "unsafe { sys::vm_page_free_invalid(self.0.as_ptr()) };" => "";
+    freed_without_the_object_lock: "error", "src/kpi/buf.rs",
+        "locked.get_or_insert_with(|| object.write());" => "let _ = locked.get_or_insert(&object);";
+    allocated_over_a_page_that_exists: "behind-and-ahead", "src/kpi/vm_object.rs",
+        "if !sys::vm_page_lookup(object, pindex).is_null()" => "if false";
+    pbuf_leaked: "end-of-file", "src/kpi/buf.rs",
+        "sys::shim_pbuf_free(zone.cast(), bp);" => "let _ = zone;";
+    bufobj_not_released: "end-of-file", "src/kpi/buf.rs",
+        "sys::pbrelbo(bp);" => "";
+    cred_leaked: "end-of-file", "sys-headers/shim.c",
+        "bp->b_rcred = crhold(curthread->td_ucred);" => "bp->b_rcred = crhold(crhold(curthread->td_ucred));";
+    creds_not_held: "end-of-file", "src/kpi/buf.rs",
+        "sys::shim_hold_creds(bp);" => "";
+    not_given_to_the_kernel: "end-of-file", "src/kpi/buf.rs",
+        "sys::shim_BUF_KERNPROC(bp);" => "";
+    runningbufspace_leaked: "end-of-file", "sys-headers/shim.c",
+        "atomic_add_long(&runningbufspace, bytes);" => "atomic_add_long(&runningbufspace, bytes + 1);";
+    mapping_leaked: "mapped", "src/kpi/buf.rs",
+        "sys::pmap_qremove(buf.b_kvabase as u64, npages);" => "let _ = npages;";
+    tail_not_zeroed: "end-of-file", "src/pager/complete.rs",
+        "page.zero(below, PAGE as u32 - below);" => "let _ = below;";
+    hole_not_zeroed: "holes", "src/pager/mod.rs",
+        "page.zero(offset as u32, n as u32);" => "";
+    behind_the_end_marked_valid: "end-of-file", "src/kpi/vm_page.rs",
+        "if below >= u64::from(sys::PAGE)" => "if below > 0";
+    wrong_offset_in_the_block: "bogus-inside", "src/pager/plan.rs",
+        "blkno: blkno.saturating_add((inside / DEV_BSIZE) as i64)," => "blkno,";
+    wrong_offset_with_read_behind: "behind-and-ahead", "src/pager/plan.rs",
+        "let blkno = self.blkno.saturating_sub((before / DEV_BSIZE) as i64);" => "let blkno = self.blkno;";
+    partial_sectors: "end-of-file", "src/pager/plan.rs",
+        "bytes.next_multiple_of(device.sector.max(1)) as u32" => "bytes as u32";
+    more_than_maxphys: "maxphys", "src/pager/plan.rs",
+        "if extra <= spare" => "if extra <= 100_000";
+    lock_held_across_strategy: "end-of-file", "src/pager/submit.rs",
+        "call.vop.reply.pass_on();" => "call.vop.reply.pass_on(); let object = call.object; let _locked = object.read();";
+    sleep_in_completion: "end-of-file", "src/pager/complete.rs",
+        "let part = unsafe { Pbuf::from_iodone(bp) };" =>
+        "let part = unsafe { Pbuf::from_iodone(bp) }; crate::kpi::systm::pause(1);";
+    short_transfer_believed: "short-transfer", "src/kpi/buf.rs",
+        "if buf.b_resid != 0 { Err(Errno::EIO) }" => "if false { Err(Errno::EIO) }";
+    error_believed: "error", "src/kpi/buf.rs",
+        "contains(IoFlags::ERROR)" => "is_empty()";
+    bad_sector_ahead_fails_the_request: "error-only-ahead", "src/pager/complete.rs",
+        "if behind + ahead == 0 ||" => "if behind + ahead < 1000 ||";
+    asked_again_after_enxio: "device-gone", "src/pager/complete.rs",
+        "error == Errno::ENXIO" => "false";
+    no_bmap_is_an_error: "no-bmap", "src/pager/request.rs",
+        "Err(Errno::EOPNOTSUPP) => return Err(Answer::Emulate(vop))," => "";
+    doomed_vnode_served: "doomed", "src/pager/request.rs",
+        "(!vop.vnode.is_doomed())" => "(true)";
+    switch_ignored: "disabled", "src/vop.rs",
+        "pub static ENABLED: AtomicBool = AtomicBool::new(true);" =>
+        "pub static ENABLED: AtomicBool = AtomicBool::new(false);";
+    original_not_restored: "sync", "src/vop.rs",
+        "vector.restore(Slot::Async, async_entry()) && restored && all" => "restored && all";
+    unload_with_a_buf_in_flight: "unload-under-load", "src/vop.rs",
+        "while stats::INSIDE.now() + stats::IN_FLIGHT.now() > 0" => "while stats::INSIDE.now() > 1000";
+    refused_unload_leaves_it_off: "replaced-since", "src/vop.rs",
+        "            take_again();\n            return Err(Errno::EBUSY);\n        }\n        // Who" =>
+        "            return Err(Errno::EBUSY);\n        }\n        // Who";
+    counters_leaked: "sync", "src/tunables.rs",
+        "    stats::release();" => "";
+    sysctls_leaked: "sync", "src/tunables.rs",
+        "    CONTEXT.end();" => "";
+    zone_leaked: "sync", "src/lib.rs",
+        "        tunables::release();\n        vop::PBUFS.destroy();" => "        tunables::release();";
+}
