@@ -160,7 +160,7 @@ mutations! {
         "let part = unsafe { Pbuf::from_iodone(bp) }; crate::kpi::systm::pause(1);";
     short_transfer_believed: "short-transfer", "src/kpi/buf.rs",
         "if buf.b_resid != 0 { Err(Errno::EIO) }" => "if false { Err(Errno::EIO) }";
-    error_believed: "error", "src/kpi/buf.rs",
+    success_taken_for_an_error: "bogus-inside", "src/kpi/buf.rs",
         "contains(IoFlags::ERROR)" => "is_empty()";
     bad_sector_ahead_fails_the_request: "error-only-ahead", "src/pager/complete.rs",
         "if behind + ahead == 0 ||" => "if behind + ahead < 1000 ||";
@@ -170,7 +170,7 @@ mutations! {
         "Err(Errno::EOPNOTSUPP) => return Err(Answer::Emulate(vop))," => "";
     doomed_vnode_served: "doomed", "src/pager/request.rs",
         "(!vop.vnode.is_doomed())" => "(true)";
-    switch_ignored: "disabled", "src/vop.rs",
+    off_by_default: "tunables", "src/vop.rs",
         "pub static ENABLED: AtomicBool = AtomicBool::new(true);" =>
         "pub static ENABLED: AtomicBool = AtomicBool::new(false);";
     original_not_restored: "sync", "src/vop.rs",
