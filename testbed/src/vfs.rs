@@ -134,7 +134,7 @@ impl File {
         let at = |lbn: u64| self.inode.map.get(lbn as usize).copied().flatten();
         let Some(place) = at(lbn) else { return (-1, 0, 0) };
         // As ufs_bmaparray() limits it by mnt_iosize_max.
-        let most = (128 << 10) / self.mount.block as i64 - 1;
+        let most = crate::buf::MAXPHYS as i64 / self.mount.block as i64 - 1;
         let after =
             (1..=most).take_while(|i| at(lbn + *i as u64) == Some(place + i * unit)).count();
         let before = (1..=most)
