@@ -4,11 +4,14 @@
 #   make run              everything on a fresh machine: install, build, serve files
 #   make test             the tests
 #   make kmod [REL=14|15] [ARCH=amd64|arm64] [SYSDIR=/usr/src/sys]
+#   make torture [MINUTES=n] [SEED=s]
 #   make clean
 
 REL ?= 14
 ARCH ?= amd64
 SYSDIR ?=
+MINUTES ?= 5
+SEED ?= 1
 
 all: kmod
 
@@ -24,7 +27,10 @@ run: kmod
 test: kmod
 	@scripts/test
 
+torture: kmod
+	@scripts/torture "$(MINUTES)" "$(SEED)"
+
 clean:
 	rm -rf target
 
-.PHONY: all setup kmod run test clean
+.PHONY: all setup kmod run test torture clean

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    disk::Disk,
+    disk::{self, Disk},
     kernel::{self, Module, Options},
     ufs::Inode,
     vfs::{Bmap, File, Mount},
@@ -34,10 +34,11 @@ impl Bed {
         image: Vec<u8>,
         sector: i32,
         seed: u64,
+        threaded: bool,
     ) -> Result<Self> {
         let module = Module::load(ko, options)?;
-        let (disk, thread) = Disk::new(image, sector, seed);
-        Ok(Self { module: Some(module), disk, thread: Some(thread), files: Mutex::default() })
+        let (disk, thread) = Disk::new(image, sector, seed, threaded);
+        Ok(Self { module: Some(module), disk, thread, files: Mutex::default() })
     }
 
     /// Open a file of the disk.
@@ -77,6 +78,7 @@ impl Bed {
         }
         let module = self.module.take();
         let unloaded = module.map_or(Ok(()), |module| module.unload());
+        while disk::pump() {}
         self.disk.stop();
         self.thread.take().map(JoinHandle::join);
         if let Err(errno) = unloaded {

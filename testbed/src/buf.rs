@@ -14,7 +14,7 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
-    rules::{may_sleep, rule},
+    rules::{may_sleep, record, rule},
     vm,
 };
 
@@ -120,6 +120,7 @@ pub extern "C" fn uma_zalloc_arg(zone: *mut c_void, _: *mut c_void, flags: c_int
         |bp| bp as *mut sys::buf,
     );
     zones.out.push(bp as usize);
+    record(call, format_args!("buf {bp:?}"));
     // SAFETY: nobody else has it.
     unsafe {
         let buf = &mut *bp;
@@ -150,6 +151,7 @@ pub extern "C" fn uma_zfree_arg(zone: *mut c_void, bp: *mut sys::buf, _: *mut c_
     let at = zones.out.iter().position(|b| *b == bp as usize);
     rule(call, at.is_some(), format_args!("buf {bp:?} is not out: freed twice?"));
     at.map(|at| zones.out.remove(at));
+    record(call, format_args!("buf {bp:?}"));
     // SAFETY: it was out, so it is the caller's.
     let buf = unsafe { &mut *bp };
     rule(call, buf.b_vp.is_null(), "b_vp is set");
@@ -232,6 +234,11 @@ pub extern "C" fn bwait(bp: *mut sys::buf, _: u8, _: *const c_char) {
     let mut guard = DONE_LOCK.lock().unwrap();
     // SAFETY: the caller waits for its own buf.
     while unsafe { (&raw const (*bp).b_flags).read_volatile() } & sys::B_DONE as u32 == 0 {
-        guard = DONE.wait(guard).unwrap();
+        drop(guard);
+        let pumped = crate::disk::pump();
+        guard = DONE_LOCK.lock().unwrap();
+        if !pumped {
+            guard = DONE.wait_timeout(guard, std::time::Duration::from_millis(50)).unwrap().0;
+        }
     }
 }

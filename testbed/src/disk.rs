@@ -17,7 +17,7 @@ use asyncpager::kpi::sys;
 
 use crate::{
     buf, cpu, low,
-    rules::{completing, no_lock, rule},
+    rules::{completing, no_lock, record, rule},
     vm::{self, PAGE, Page},
 };
 
@@ -57,11 +57,36 @@ unsafe impl Send for Disk {}
 // SAFETY: as above.
 unsafe impl Sync for Disk {}
 
+/// The disk without a thread, if there is one.
+static PUMPED: Mutex<Option<Arc<Disk>>> = Mutex::new(None);
+
+/// Somebody waits: complete one buf of the disk without a thread, whichever
+/// its seed picks. False when there is no such disk or it is idle.
+pub fn pump() -> bool {
+    let Some(disk) = PUMPED.lock().unwrap().clone() else { return false };
+    let bp = {
+        let mut queue = disk.queue.lock().unwrap();
+        if queue.is_empty() {
+            return false;
+        }
+        let pick = disk.rng.lock().unwrap().usize(..queue.len());
+        queue.swap_remove(pick).1
+    };
+    disk.complete(bp as *mut sys::buf);
+    true
+}
+
 static DISKS: Mutex<Option<HashMap<usize, Arc<Disk>>>> = Mutex::new(None);
 
 impl Disk {
-    /// A disk that holds `image`, and the thread that completes its bufs.
-    pub fn new(image: Vec<u8>, sector: c_int, seed: u64) -> (Arc<Self>, JoinHandle<()>) {
+    /// A disk that holds `image`. A `threaded` one has a thread that completes
+    /// its bufs; of another, [`pump`] completes one at a time, without latency.
+    pub fn new(
+        image: Vec<u8>,
+        sector: c_int,
+        seed: u64,
+        threaded: bool,
+    ) -> (Arc<Self>, Option<JoinHandle<()>>) {
         let bufobj: *mut sys::bufobj = low::zeroed();
         let ops: *mut sys::buf_ops = low::zeroed();
         // SAFETY: fresh memory.
@@ -82,11 +107,14 @@ impl Disk {
             rng: Mutex::new(fastrand::Rng::with_seed(seed)),
         });
         DISKS.lock().unwrap().get_or_insert_default().insert(bufobj as usize, disk.clone());
-        let worker = disk.clone();
-        let thread = std::thread::spawn(move || {
-            cpu::attach();
-            worker.work();
+        let thread = threaded.then(|| {
+            let worker = disk.clone();
+            std::thread::spawn(move || {
+                cpu::attach();
+                worker.work();
+            })
         });
+        *PUMPED.lock().unwrap() = (!threaded).then(|| disk.clone());
         (disk, thread)
     }
 
@@ -164,6 +192,7 @@ impl Disk {
             deliver(buf, &self.image[start as usize..(start + len - short) as usize]);
         }
         buf::runningbufwakeup(bp);
+        record("bufdone", format_args!("buf {bp:?} errno {error} resid {}", buf.b_resid));
         let iodone = buf.b_iodone.take();
         rule("bufdone", iodone.is_some(), "no b_iodone");
         // SAFETY: the callback that came with the buf, once.

@@ -20,7 +20,7 @@ use crate::{
     buf, cpu, disk,
     elf::{Loaded, Symbol},
     low,
-    rules::{may_sleep, rule, violation},
+    rules::{may_sleep, record, rule, violation},
     sysctl, vfs, vm,
 };
 
@@ -137,6 +137,7 @@ impl Module {
 
     /// kldunload: MOD_QUIESCE, then MOD_UNLOAD. The errno of a refusal.
     pub fn unload(&self) -> Result<(), c_int> {
+        record("kldunload", format_args!("{}", self.name));
         for what in [sys::MOD_QUIESCE, sys::MOD_UNLOAD] {
             match self.event(what) {
                 0 => {}
@@ -328,6 +329,9 @@ unsafe extern "C" fn panic(_: *const c_char, text: *const c_char) -> ! {
 
 extern "C" fn pause_sbt(_: *const c_char, sbt: i64, _: i64, _: c_int) -> c_int {
     may_sleep("pause_sbt");
+    if disk::pump() {
+        return 0;
+    }
     std::thread::sleep(Duration::from_nanos(((sbt as u128 * 1_000_000_000) >> 32) as u64));
     0
 }

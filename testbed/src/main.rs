@@ -64,6 +64,27 @@ enum Command {
         /// Seeds, from --seed on.
         #[arg(long, default_value_t = 1)]
         seeds: u64,
+        /// One thread only: the same seed gives the same run.
+        #[arg(long)]
+        deterministic: bool,
+        /// Where a violation is saved.
+        #[arg(long, default_value = "asyncpager-violation.json")]
+        save: PathBuf,
+    },
+    /// Do again what torture has saved.
+    Replay {
+        #[command(flatten)]
+        common: Common,
+        /// What torture has saved.
+        file: PathBuf,
+    },
+    /// Show how it came to the violation that torture has saved.
+    Explain {
+        /// What torture has saved.
+        file: PathBuf,
+        /// Only events that contain this text: a page, a buf, an object.
+        #[arg(long)]
+        about: Option<String>,
     },
     /// Check promises of the VOP's contract one by one.
     Check {
@@ -133,9 +154,11 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo(common) => serve::demo(&common),
         Command::Serve { common, image, source } => serve::serve(&common, &image, &source),
-        Command::Torture { common, minutes, calls, seeds } => {
-            torture::run(&common, minutes, calls, seeds)
+        Command::Torture { common, minutes, calls, seeds, deterministic, save } => {
+            torture::run(&common, torture::Plan { minutes, calls, seeds, deterministic }, &save)
         }
+        Command::Replay { common, file } => torture::replay(&common, &file),
+        Command::Explain { file, about } => torture::explain(&file, about.as_deref()),
         Command::Check { list: true, .. } => {
             scenario::ALL.iter().for_each(|(name, _)| println!("{name}"));
             Ok(())

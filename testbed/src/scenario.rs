@@ -69,7 +69,7 @@ pub fn run(name: &str, ko: &Path, seed: u64) -> Result<()> {
         .ok_or_else(|| anyhow!("no scenario {name}: `check --list` names them"))?;
     let mut rng = fastrand::Rng::with_seed(seed);
     let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(DISK).collect();
-    let mut bed = Bed::new(ko, &Options::default(), image, 512, seed)?;
+    let mut bed = Bed::new(ko, &Options::default(), image, 512, seed, true)?;
     run(&mut bed, ko)?;
     buf::STOCK.store(usize::MAX, Ordering::Relaxed);
     vm::NO_MEMORY.store(false, Ordering::Relaxed);

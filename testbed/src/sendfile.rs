@@ -14,7 +14,8 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
-    rules::{rule, violation},
+    disk,
+    rules::{record, rule, violation},
     vfs::File,
     vm::{self, PAGE, Page},
 };
@@ -61,6 +62,7 @@ unsafe extern "C" fn iodone(
     error: c_int,
 ) {
     let call = "iodone";
+    record(call, format_args!("request {arg:?} count {count} errno {error}"));
     // SAFETY: what start() passed; it stays in ENDED for long after its end.
     let expected = unsafe { &*(arg as *const Expected) };
     rule(
@@ -165,6 +167,12 @@ fn start(
 fn wait(io: &Io) -> c_int {
     let mut state = io.state.lock().unwrap();
     while state.outstanding > 0 {
+        drop(state);
+        let pumped = disk::pump();
+        state = io.state.lock().unwrap();
+        if pumped || state.outstanding == 0 {
+            continue;
+        }
         let (next, late) = io.done.wait_timeout(state, PATIENCE).unwrap();
         state = next;
         if late.timed_out() {
@@ -211,68 +219,102 @@ pub fn sendfile(
     len: u64,
     readahead: c_int,
     nocache: bool,
-    mut sink: impl FnMut(&[u8]),
+    sink: impl FnMut(&[u8]),
 ) -> Result<(), c_int> {
-    let len = len.min(file.inode.size.saturating_sub(offset));
-    if len == 0 {
-        return Ok(());
-    }
-    let first = offset / PAGE as u64;
-    let count = ((offset + len).div_ceil(PAGE as u64) - first) as usize;
-    let from = |i: usize| if i == 0 { (offset % PAGE as u64) as usize } else { 0 };
-    let to = |i: usize| ((offset + len - (first + i as u64) * PAGE as u64) as usize).min(PAGE);
-    let valid = |page: Page, i: usize| page.is_valid(from(i), to(i) - from(i));
+    Sending::begin(file, offset, len, readahead).finish(nocache, sink)
+}
 
-    let pages: Vec<Page> = (0..count).map(|i| vm::grab(file.object, first + i as u64)).collect();
-    let io = Arc::new(Io::default());
-    let mut i = 0;
-    let mut failed = false;
-    while i < count {
-        if failed || valid(pages[i], i) {
-            pages[i].unbusy("sendfile_swapin");
-            i += 1;
-            continue;
+/// A sendfile whose pages are on their way.
+pub struct Sending {
+    io: Arc<Io>,
+    pages: Vec<Page>,
+    offset: u64,
+    len: u64,
+    failed: bool,
+}
+
+impl Sending {
+    /// sendfile_swapin(): start what is missing, wait for nothing but busy pages.
+    pub fn begin(file: &File, offset: u64, len: u64, readahead: c_int) -> Self {
+        let len = len.min(file.inode.size.saturating_sub(offset));
+        let first = offset / PAGE as u64;
+        let count = ((offset + len).div_ceil(PAGE as u64) - first) as usize;
+        let count = if len == 0 { 0 } else { count };
+        let pages: Vec<Page> =
+            (0..count).map(|i| vm::grab(file.object, first + i as u64)).collect();
+        let mut sending = Self { io: Arc::default(), pages, offset, len, failed: false };
+        let mut i = 0;
+        while i < count {
+            i += sending.swapin(file, first, i, readahead);
+        }
+        sending
+    }
+
+    fn range(&self, i: usize) -> std::ops::Range<usize> {
+        let page = (self.offset / PAGE as u64 + i as u64) * PAGE as u64;
+        let start = self.offset.saturating_sub(page) as usize;
+        start..((self.offset + self.len - page) as usize).min(PAGE)
+    }
+
+    fn valid(&self, page: Page, i: usize) -> bool {
+        let range = self.range(i);
+        page.is_valid(range.start, range.len())
+    }
+
+    /// One step at page `i`; how many pages it has dealt with.
+    fn swapin(&mut self, file: &File, first: u64, i: usize, readahead: c_int) -> usize {
+        let (call, count) = ("sendfile_swapin", self.pages.len());
+        let page = self.pages[i];
+        if self.failed || self.valid(page, i) {
+            page.unbusy(call);
+            return 1;
         }
         let (place, after) = haspage(file, first + i as u64);
         if !place {
             // SAFETY: a busied page of the consumer.
-            unsafe { pages[i].data().write_bytes(0, PAGE) };
-            pages[i].fields().valid = u8::MAX;
-            pages[i].unbusy("sendfile_swapin");
-            i += 1;
-            continue;
+            unsafe { page.data().write_bytes(0, PAGE) };
+            page.fields().valid = u8::MAX;
+            page.unbusy(call);
+            return 1;
         }
         let reach = (after + 1).min(count - i);
-        let mut run: Vec<Page> = pages[i..i + reach].to_vec();
-        while run.len() > 1 && valid(run[run.len() - 1], i + run.len() - 1) {
+        let mut run: Vec<Page> = self.pages[i..i + reach].to_vec();
+        while run.len() > 1 && self.valid(run[run.len() - 1], i + run.len() - 1) {
             if let Some(page) = run.pop() {
-                page.unbusy("sendfile_swapin");
+                page.unbusy(call);
             }
         }
         let inner = run.len().saturating_sub(1);
         for (j, page) in run.iter_mut().enumerate().take(inner).skip(1) {
-            if valid(*page, i + j) {
-                page.unbusy("sendfile_swapin");
+            if self.valid(*page, i + j) {
+                page.unbusy(call);
                 *page = Page::bogus();
             }
         }
         let last = i + run.len() == count;
-        let (code, ..) = start(file, &io, &run, None, last.then_some(readahead));
-        failed = code != sys::VM_PAGER_OK;
-        i += reach;
+        let (code, ..) = start(file, &self.io, &run, None, last.then_some(readahead));
+        self.failed = code != sys::VM_PAGER_OK;
+        reach
     }
-    let error = wait(&io);
-    if error == 0 && !failed {
-        for (i, page) in pages.iter().enumerate() {
-            // SAFETY: a wired, valid page.
-            sink(unsafe { std::slice::from_raw_parts(page.data().add(from(i)), to(i) - from(i)) });
+
+    /// sendfile_iowait(), the bytes, and the pages' release.
+    pub fn finish(self, nocache: bool, mut sink: impl FnMut(&[u8])) -> Result<(), c_int> {
+        let error = wait(&self.io);
+        if error == 0 && !self.failed {
+            for (i, page) in self.pages.iter().enumerate() {
+                let range = self.range(i);
+                // SAFETY: a wired, valid page.
+                sink(unsafe {
+                    std::slice::from_raw_parts(page.data().add(range.start), range.len())
+                });
+            }
         }
-    }
-    pages.iter().for_each(|page| vm::unwire(*page, !nocache));
-    match error {
-        0 if failed => Err(sys::EIO),
-        0 => Ok(()),
-        error => Err(error),
+        self.pages.iter().for_each(|page| vm::unwire(*page, !nocache));
+        match error {
+            0 if self.failed => Err(sys::EIO),
+            0 => Ok(()),
+            error => Err(error),
+        }
     }
 }
 

@@ -51,9 +51,9 @@ fn demo_in(common: &Common, dir: &Path) -> Result<()> {
     write("many-blocks", 3_000_001, &[])?;
     write("deep/er/indirect", 9_000_123, &[])?;
     write("sparse", 2_000_000, &[0..500_000, 700_000..1_500_000])?;
-    for (block, fragment) in [(4096, 512), (32768, 4096), (65536, 8192)] {
-        let image = dir.join(format!("{block}.img"));
-        let options = format!("version=1,bsize={block},fsize={fragment}");
+    for (version, block) in [(1, 4096), (1, 32768), (1, 65536), (2, 4096), (2, 32768)] {
+        let image = dir.join(format!("{version}-{block}.img"));
+        let options = format!("version={version},bsize={block},fsize={}", block / 8);
         let made = Command::new("makefs")
             .args(["-t", "ffs", "-o", &options, "-s", "64m"])
             .arg(&image)
@@ -62,7 +62,7 @@ fn demo_in(common: &Common, dir: &Path) -> Result<()> {
             .context("cannot run makefs: `apt-get install makefs`")?;
         ensure!(made.status.success(), "makefs: {}", String::from_utf8_lossy(&made.stderr).trim());
         if !common.json {
-            println!("UFS1 with blocks of {block} bytes");
+            println!("UFS{version} with blocks of {block} bytes");
         }
         serve(common, &image, &source)?;
     }
@@ -72,9 +72,9 @@ fn demo_in(common: &Common, dir: &Path) -> Result<()> {
 /// Serve every file of `image` and compare it with its twin in `source`.
 pub fn serve(common: &Common, image: &Path, source: &Path) -> Result<()> {
     let bytes = std::fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
-    let (inodes, block) = {
+    let (inodes, block, ufs2) = {
         let ufs = Ufs::open(&bytes).with_context(|| image.display().to_string())?;
-        (ufs.files().with_context(|| image.display().to_string())?, ufs.block)
+        (ufs.files().with_context(|| image.display().to_string())?, ufs.block, ufs.ufs2)
     };
     ensure!(!inodes.is_empty(), "{} holds no regular file", image.display());
     let options = Options {
@@ -82,14 +82,14 @@ pub fn serve(common: &Common, image: &Path, source: &Path) -> Result<()> {
         grow_vnode: common.grow_vnode,
         tunables: common.tunable.clone(),
     };
-    let bed = Bed::new(&common.ko, &options, bytes, 512, common.seed)?;
+    let bed = Bed::new(&common.ko, &options, bytes, 512, common.seed, true)?;
     bed.disk.behave(Manners {
         latency: Duration::from_millis(common.latency),
         fail_percent: common.fail,
         ..Manners::default()
     });
     let mount = Mount { block, unmapped: !common.mapped, bmap: Bmap::Good };
-    let files: Vec<_> = inodes.into_iter().map(|inode| bed.open(inode, mount, false)).collect();
+    let files: Vec<_> = inodes.into_iter().map(|inode| bed.open(inode, mount, ufs2)).collect();
     let total = files.iter().map(|file| file.inode.size).sum();
     let bar = if common.json { ProgressBar::hidden() } else { ProgressBar::new(total) };
     bar.set_style(ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec}")?);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Random mixes of all that can happen to the module, drawn from a seed.
 //!
-//! The draws repeat with the seed; how the threads interleave does not.
+//! The draws repeat with the seed; how threads interleave does not, unless
+//! there is only one.
 
 use std::{
+    path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -19,9 +21,11 @@ use crate::{
     Common,
     bed::Bed,
     buf, cpu,
-    disk::Manners,
+    disk::{self, Manners},
     kernel::{Module, Options},
-    sendfile, sysctl,
+    rules,
+    sendfile::{self, Sending},
+    sysctl,
     vfs::File,
     vm::{self, PAGE},
 };
@@ -40,17 +44,36 @@ struct Tally {
     switched: AtomicU64,
 }
 
+/// How to torture.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Stop after so many minutes.
+    pub minutes: f64,
+    /// Stop after so many calls of the VOPs for each seed.
+    pub calls: u64,
+    /// Seeds, from the first one on.
+    pub seeds: u64,
+    /// One thread only, so that a seed gives the same run each time.
+    pub deterministic: bool,
+}
+
 /// Torture the module with seeds `common.seed..` until time or calls are over.
-pub fn run(common: &Common, minutes: f64, calls: u64, seeds: u64) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs_f64((minutes * 60.0).max(0.0));
-    let bar = if common.json { ProgressBar::hidden() } else { ProgressBar::new(calls * seeds) };
+pub fn run(common: &Common, plan: Plan, save: &Path) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs_f64((plan.minutes * 60.0).clamp(0.0, 1e6));
+    let total = plan.calls.saturating_mul(plan.seeds);
+    let bar = if common.json { ProgressBar::hidden() } else { ProgressBar::new(total) };
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} calls, {msg}")?);
     let tally = Tally::default();
     let (mut errors, mut done) = (0, 0);
-    for seed in common.seed..common.seed.saturating_add(seeds) {
+    for seed in common.seed..common.seed.saturating_add(plan.seeds) {
         bar.set_message(format!("seed {seed}"));
-        errors += one(common, seed, calls, end, &tally, &bar)
-            .with_context(|| format!("seed {seed}: repeat with --seed {seed}"))?;
+        let how = json!({
+            "seed": seed, "calls": plan.calls, "deterministic": plan.deterministic,
+            "ko": common.ko.display().to_string(),
+        });
+        rules::keep_history(save.to_path_buf(), how);
+        errors += one(common, seed, plan, end, &tally, &bar)
+            .unwrap_or_else(|error| rules::violation("torture", format!("seed {seed}: {error:#}")));
         done += 1;
         if Instant::now() >= end {
             break;
@@ -82,11 +105,49 @@ pub fn run(common: &Common, minutes: f64, calls: u64, seeds: u64) -> Result<()> 
     Ok(())
 }
 
+/// Do again what a saved violation was found in.
+pub fn replay(common: &Common, file: &Path) -> Result<()> {
+    let saved = read_saved(file)?;
+    let run = &saved["run"];
+    let plan = Plan {
+        minutes: 60.0,
+        calls: run["calls"].as_u64().context("the file names no calls")?,
+        seeds: 1,
+        deterministic: run["deterministic"].as_bool().unwrap_or(false),
+    };
+    let common =
+        Common { seed: run["seed"].as_u64().context("the file names no seed")?, ..common.clone() };
+    if !plan.deterministic {
+        eprintln!("the run had threads: the same draws may interleave in another way");
+    }
+    self::run(&common, plan, &file.with_extension("replay.json"))
+}
+
+/// Show how a saved violation came about: what touched the same thing.
+pub fn explain(file: &Path, about: Option<&str>) -> Result<()> {
+    let saved = read_saved(file)?;
+    let violation = saved["violation"].as_str().unwrap_or("?");
+    println!("violation: {violation}\nrun: {}", saved["run"]);
+    let events = saved["events"].as_array().context("the file holds no events")?;
+    let events = events.iter().enumerate().filter_map(|(i, e)| Some((i, e.as_str()?)));
+    for (i, event) in events.filter(|(_, event)| about.is_none_or(|about| event.contains(about))) {
+        println!("{i:5}  {event}");
+    }
+    Ok(())
+}
+
+fn read_saved(file: &Path) -> Result<serde_json::Value> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is not what torture saves", file.display()))
+}
+
 /// One seed; how many transfers the disk has failed.
 fn one(
     common: &Common,
     seed: u64,
-    calls: u64,
+    plan: Plan,
     end: Instant,
     tally: &Tally,
     bar: &ProgressBar,
@@ -94,41 +155,91 @@ fn one(
     let mut rng = fastrand::Rng::with_seed(seed);
     let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(DISK).collect();
     let sector = if rng.u8(..4) == 0 { 4096 } else { 512 };
-    let mut bed = Bed::new(&common.ko, &Options::default(), image, sector, seed)?;
+    let options = Options::default();
+    let mut bed = Bed::new(&common.ko, &options, image, sector, seed, !plan.deterministic)?;
     let files: Vec<_> = (0..6).map(|_| file(&bed, sector as u64, &mut rng)).collect();
     let before = sendfile::CALLS.load(Ordering::Relaxed);
-    let made = || sendfile::CALLS.load(Ordering::Relaxed) - before;
+    let over = || {
+        bar.set_position(sendfile::CALLS.load(Ordering::Relaxed));
+        sendfile::CALLS.load(Ordering::Relaxed) - before >= plan.calls || Instant::now() >= end
+    };
+    let module = Mutex::new(bed.module.take());
+    let result = if plan.deterministic {
+        single(common, &bed, &module, &files, &mut rng, tally, over)
+    } else {
+        threads(common, &bed, &module, &files, &mut rng, tally, over)
+    };
+    bed.module = module.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    result?;
+    buf::STOCK.store(usize::MAX, Ordering::Relaxed);
+    vm::NO_MEMORY.store(false, Ordering::Relaxed);
+    let errors = bed.disk.errors.load(Ordering::Relaxed);
+    bed.finish()?;
+    Ok(errors)
+}
+
+/// Senders in threads of their own, and disturbances beside them.
+fn threads(
+    common: &Common,
+    bed: &Bed,
+    module: &Mutex<Option<Module>>,
+    files: &[Arc<File>],
+    rng: &mut fastrand::Rng,
+    tally: &Tally,
+    over: impl Fn() -> bool,
+) -> Result<()> {
     let stop = AtomicBool::new(false);
-    let module = std::sync::Mutex::new(bed.module.take());
-    std::thread::scope(|scope| -> Result<()> {
+    std::thread::scope(|scope| {
         let senders: Vec<_> = (0..SENDERS)
-            .map(|n| {
-                let (stop, bed, files) = (&stop, &bed, &files);
-                let rng = fastrand::Rng::with_seed(seed.wrapping_mul(64).wrapping_add(n));
-                scope.spawn(move || send(bed, files, rng, stop, tally))
+            .map(|_| {
+                let (stop, mut rng) = (&stop, rng.fork());
+                scope.spawn(move || -> Result<()> {
+                    cpu::attach();
+                    while !stop.load(Ordering::Relaxed) {
+                        Op::draw(files, &mut rng).begin().end(bed, tally)?;
+                    }
+                    Ok(())
+                })
             })
             .collect();
         let mut chaos = Ok(());
-        while made() < calls && Instant::now() < end && !senders.iter().any(|s| s.is_finished()) {
+        while chaos.is_ok() && !over() && !senders.iter().any(|s| s.is_finished()) {
             std::thread::sleep(Duration::from_millis(rng.u64(1..6)));
-            chaos = disturb(common, &bed, &module, &files, &mut rng, tally);
-            if chaos.is_err() {
-                break;
-            }
-            bar.set_position(sendfile::CALLS.load(Ordering::Relaxed));
+            chaos = disturb(common, bed, module, files, rng, tally);
         }
         stop.store(true, Ordering::Relaxed);
         for sender in senders {
             sender.join().map_err(|_| anyhow!("a sender panicked"))??;
         }
         chaos
-    })?;
-    bed.module = module.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    buf::STOCK.store(usize::MAX, Ordering::Relaxed);
-    vm::NO_MEMORY.store(false, Ordering::Relaxed);
-    let errors = bed.disk.errors.load(Ordering::Relaxed);
-    bed.finish()?;
-    Ok(errors)
+    })
+}
+
+/// All of it in one thread: a few requests under way at once, whose bufs the
+/// disk completes whenever somebody waits.
+fn single(
+    common: &Common,
+    bed: &Bed,
+    module: &Mutex<Option<Module>>,
+    files: &[Arc<File>],
+    rng: &mut fastrand::Rng,
+    tally: &Tally,
+    over: impl Fn() -> bool,
+) -> Result<()> {
+    cpu::attach();
+    let mut under_way = Vec::new();
+    while !over() {
+        match rng.u8(..16) {
+            0 => disturb(common, bed, module, files, rng, tally)?,
+            1..=4 => drop(disk::pump()),
+            _ if under_way.len() < 4 && rng.bool() => {
+                under_way.push(Op::draw(files, rng).begin());
+            }
+            _ if under_way.is_empty() => {}
+            _ => under_way.swap_remove(rng.usize(..under_way.len())).end(bed, tally)?,
+        }
+    }
+    under_way.into_iter().try_for_each(|op| op.end(bed, tally))
 }
 
 /// A file of random shape.
@@ -151,56 +262,85 @@ fn file(bed: &Bed, sector: u64, rng: &mut fastrand::Rng) -> Arc<File> {
     bed.synthetic(block, &map, size, rng.bool())
 }
 
-fn send(
-    bed: &Bed,
-    files: &[Arc<File>],
-    mut rng: fastrand::Rng,
-    stop: &AtomicBool,
-    tally: &Tally,
-) -> Result<()> {
-    cpu::attach();
-    while !stop.load(Ordering::Relaxed) {
+/// What a consumer wants.
+struct Op<'a> {
+    file: &'a File,
+    offset: u64,
+    len: u64,
+    behind: i32,
+    ahead: i32,
+    nocache: bool,
+    fault: bool,
+    sync: bool,
+}
+
+/// An [`Op`] that has begun.
+struct Begun<'a>(Op<'a>, Option<Sending>);
+
+impl<'a> Op<'a> {
+    fn draw(files: &'a [Arc<File>], rng: &mut fastrand::Rng) -> Self {
         let file = &files[rng.usize(..files.len())];
-        let offset = rng.u64(..file.inode.size);
-        if rng.u8(..10) == 0 {
-            fault(bed, file, offset, &mut rng)?;
-            tally.faulted.fetch_add(1, Ordering::Relaxed);
-            continue;
-        }
         let order = [8, 14, 17][rng.usize(..3)];
-        let len = rng.u64(1..1 << order);
-        let (readahead, nocache) = (rng.i32(0..40), rng.u8(..4) > 0);
-        let mut at = offset;
-        let mut wrong = None;
-        let result = sendfile::sendfile(file, offset, len, readahead, nocache, |bytes| {
+        Self {
+            file,
+            offset: rng.u64(..file.inode.size),
+            len: rng.u64(1..1 << order),
+            behind: rng.i32(0..9),
+            ahead: rng.i32(0..40),
+            nocache: rng.u8(..4) > 0,
+            fault: rng.u8(..10) == 0,
+            sync: rng.bool(),
+        }
+    }
+
+    fn begin(self) -> Begun<'a> {
+        let sending =
+            (!self.fault).then(|| Sending::begin(self.file, self.offset, self.len, self.ahead));
+        Begun(self, sending)
+    }
+}
+
+impl Begun<'_> {
+    fn end(self, bed: &Bed, tally: &Tally) -> Result<()> {
+        let Self(op, sending) = self;
+        let Some(sending) = sending else {
+            tally.faulted.fetch_add(1, Ordering::Relaxed);
+            return fault(bed, &op);
+        };
+        let (mut at, mut wrong) = (op.offset, None);
+        let result = sending.finish(op.nocache, |bytes| {
             for byte in bytes {
-                if *byte != bed.byte(file, at) {
+                if *byte != bed.byte(op.file, at) {
                     wrong.get_or_insert(at);
                 }
                 at += 1;
             }
         });
-        ensure!(wrong.is_none(), "byte {wrong:?} of a file of {} is wrong", file.inode.size);
+        let size = op.file.inode.size;
+        ensure!(wrong.is_none(), "byte {wrong:?} of a file of {size} is wrong");
         let count = if result.is_ok() { &tally.sent } else { &tally.failed };
         count.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
-    Ok(())
 }
 
 /// A page fault: one page through the sync VOP, with pages around it.
-fn fault(bed: &Bed, file: &File, offset: u64, rng: &mut fastrand::Rng) -> Result<()> {
-    let pindex = offset / PAGE as u64;
-    let page = vm::grab(file.object, pindex);
+fn fault(bed: &Bed, op: &Op<'_>) -> Result<()> {
+    let page = vm::grab(op.file.object, op.offset / PAGE as u64);
     if page.fields().valid == 0 {
-        let outcome = sendfile::getpages(file, &[page], rng.i32(0..9), rng.i32(0..9), rng.bool());
+        let outcome = sendfile::getpages(op.file, &[page], op.behind, op.ahead, !op.sync);
         let valid = page.fields().valid != 0;
         ensure!(valid == (outcome.code == 0), "{outcome:?}, and the page is valid: {valid}");
-        // SAFETY: the page is busied by this thread.
-        let byte = unsafe { *page.data().add((offset % PAGE as u64) as usize) };
-        ensure!(!valid || byte == bed.byte(file, offset), "byte {offset} is wrong after a fault");
+        let start = op.offset / PAGE as u64 * PAGE as u64;
+        for at in (0..PAGE).filter(|at| page.is_valid(*at, 1)) {
+            // SAFETY: the page is busied by this thread.
+            let byte = unsafe { *page.data().add(at) };
+            let want = bed.byte(op.file, start + at as u64);
+            ensure!(byte == want, "byte {} is wrong after a fault", start + at as u64);
+        }
     }
     page.unbusy("vm_fault");
-    vm::unwire(page, rng.bool());
+    vm::unwire(page, !op.nocache);
     Ok(())
 }
 
@@ -208,7 +348,7 @@ fn fault(bed: &Bed, file: &File, offset: u64, rng: &mut fastrand::Rng) -> Result
 fn disturb(
     common: &Common,
     bed: &Bed,
-    module: &std::sync::Mutex<Option<Module>>,
+    module: &Mutex<Option<Module>>,
     files: &[Arc<File>],
     rng: &mut fastrand::Rng,
     tally: &Tally,

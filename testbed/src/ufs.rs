@@ -30,7 +30,8 @@ pub struct Inode {
 /// An image's superblock.
 pub struct Ufs<'a> {
     image: &'a [u8],
-    ufs2: bool,
+    /// Whether it is UFS2.
+    pub ufs2: bool,
     /// Bytes of a block.
     pub block: u64,
     fragment: u64,

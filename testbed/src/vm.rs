@@ -17,7 +17,7 @@ use asyncpager::kpi::sys;
 
 use crate::{
     low,
-    rules::{self, may_sleep, rule, violation},
+    rules::{self, may_sleep, record, rule, violation},
 };
 
 /// Bytes in a page.
@@ -105,6 +105,13 @@ pub struct Page(pub *mut sys::vm_page);
 // SAFETY: a plain address in the page array.
 unsafe impl Send for Page {}
 
+impl std::fmt::Display for Page {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let fields = self.fields();
+        write!(f, "page {} of object {:?}", fields.pindex, fields.object)
+    }
+}
+
 impl Page {
     /// `bogus_page`.
     pub fn bogus() -> Self {
@@ -143,6 +150,7 @@ impl Page {
     /// Unbusy, and wake who waits.
     pub fn unbusy(self, call: &str) {
         let _vm = VM.lock().unwrap();
+        record(call, format_args!("unbusy {self}"));
         rule(call, self.is_busy(), format_args!("page {self:?} is not exclusive-busied"));
         self.fields().busy_lock = UNBUSIED;
         BUSY.notify_all();
@@ -193,6 +201,9 @@ pub fn grab(object: *mut sys::vm_object, pindex: u64) -> Page {
         if let Some(page) = with_lock(object, || try_grab(object, pindex)) {
             return page;
         }
+        if crate::disk::pump() {
+            continue;
+        }
         let vm = VM.lock().unwrap();
         let busy = |vm: &mut Vm| {
             let index = vm.objects.get(&(object as usize)).and_then(|pages| pages.get(&pindex));
@@ -221,6 +232,7 @@ fn try_grab(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
             .unwrap_or_else(|| violation("vm_page_grab_pages", "the machine is out of pages")),
     };
     page.fields().ref_count += 1;
+    record("vm_page_grab_pages", format_args!("{page} valid {:#x}", page.fields().valid));
     Some(page)
 }
 
@@ -395,7 +407,9 @@ pub extern "C" fn vm_page_alloc(
         ALLOCS_FAILED.fetch_add(1, Ordering::Relaxed);
         return ptr::null_mut();
     }
-    VM.lock().unwrap().allocate(object, pindex).map_or(ptr::null_mut(), |page| page.0)
+    let page = VM.lock().unwrap().allocate(object, pindex);
+    record(call, format_args!("page {pindex} of object {object:?}: {}", page.is_some()));
+    page.map_or(ptr::null_mut(), |page| page.0)
 }
 
 /// `vm_page_lookup`.
@@ -407,11 +421,8 @@ pub extern "C" fn vm_page_lookup(object: *mut sys::vm_object, pindex: u64) -> *m
 fn busied(call: &str, m: *mut sys::vm_page) -> Page {
     let page = Page(m);
     rule(call, page != Page::bogus(), "bogus_page");
-    rule(
-        call,
-        page.is_busy(),
-        format_args!("page {} is not exclusive-busied", page.fields().pindex),
-    );
+    rule(call, page.is_busy(), format_args!("{page} is not exclusive-busied"));
+    record(call, format_args!("{page} valid {:#x}", page.fields().valid));
     page
 }
 

@@ -97,10 +97,13 @@ checks! {
 #[test]
 fn images_of_all_block_sizes() {
     let said = passes(&["demo"]);
-    for block in [4096, 32768, 65536] {
-        assert!(said.contains(&format!("blocks of {block} bytes")), "{said}");
+    for name in ["UFS1", "UFS2"] {
+        for block in [4096, 32768] {
+            assert!(said.contains(&format!("{name} with blocks of {block} bytes")), "{said}");
+        }
     }
-    assert_eq!(said.matches("every byte right").count(), 3, "{said}");
+    assert!(said.contains("blocks of 65536 bytes"), "{said}");
+    assert_eq!(said.matches("every byte right").count(), 5, "{said}");
 }
 
 #[test]

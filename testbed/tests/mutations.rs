@@ -86,6 +86,49 @@ fn passes(ko: &Path, check: &str) -> bool {
     }
 }
 
+/// A violation is saved, comes again the same, and is explained.
+#[test]
+fn violation_is_saved_replayed_and_explained() {
+    let ko = build(
+        "replayed",
+        "src/pager/plan.rs",
+        "blkno: blkno.saturating_add((inside / DEV_BSIZE) as i64),",
+        "blkno,",
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("violation.json");
+    let testbed = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_asyncpager-testbed"))
+            .args(args)
+            .output()
+            .expect("the testbed starts");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = text.lines().find(|line| line.starts_with("violation:")).map(str::to_string);
+        (output.status.code(), line, String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (ko_arg, file_arg) = (ko.to_str().unwrap(), file.to_str().unwrap());
+    let (code, first, _) = testbed(&[
+        "torture",
+        "--deterministic",
+        "--calls",
+        "20000",
+        "--ko",
+        ko_arg,
+        "--save",
+        file_arg,
+    ]);
+    assert_eq!(code, Some(2), "{first:?}");
+    assert!(first.is_some());
+    let (code, again, _) = testbed(&["replay", "--ko", ko_arg, file_arg]);
+    assert_eq!((code, again), (Some(2), first), "the replay differs");
+    let (code, _, story) = testbed(&["explain", file_arg]);
+    assert_eq!(code, Some(0));
+    assert!(story.contains("VOP_GETPAGES_ASYNC") && story.contains("bufdone"), "{story}");
+    let (code, ..) = testbed(&["explain", ko_arg]);
+    assert_eq!(code, Some(1), "an ELF file is explained");
+    std::fs::remove_file(&ko).unwrap();
+}
+
 /// What the mutants are compared with: the same build, unbroken.
 #[test]
 fn unbroken() {

@@ -1,17 +1,37 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! The torture with a fixed set of seeds: a million calls, ten thousand faults.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn ko() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kmod/14-amd64/asyncpager.ko");
+    std::env::var_os("ASYNCPAGER_KO").map_or(built, PathBuf::from)
+}
+
+/// The same seed gives the same run, to the last count.
+#[test]
+fn one_thread_repeats_itself() {
+    let run = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_asyncpager-testbed"))
+            .args(["torture", "--json", "--deterministic", "--seeds", "2", "--calls", "20000"])
+            .args(["--minutes", "20", "--seed", "100", "--ko"])
+            .arg(ko())
+            .output()
+            .expect("the testbed starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(run(), run());
+}
 
 #[test]
 fn a_million_calls_without_a_violation() {
-    let ko = std::env::var_os("ASYNCPAGER_KO").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kmod/14-amd64/asyncpager.ko"),
-        Into::into,
-    );
     let output = Command::new(env!("CARGO_BIN_EXE_asyncpager-testbed"))
         .args(["torture", "--json", "--seeds", "21", "--calls", "50000", "--minutes", "20", "--ko"])
-        .arg(&ko)
+        .arg(ko())
         .output()
         .expect("the testbed starts");
     let last = String::from_utf8_lossy(&output.stderr);
