@@ -290,6 +290,10 @@ unsafe extern "C" fn strategy(bo: *mut sys::bufobj, bp: *mut sys::buf) {
             "reading over a valid page",
         );
     }
+    record(
+        call,
+        format_args!("buf {bp:?} {} bytes at {} in {pages} pages", buf.b_bcount, buf.b_iooffset),
+    );
     let Some(disk) =
         DISKS.lock().unwrap().as_ref().and_then(|all| all.get(&(bo as usize)).cloned())
     else {

@@ -145,6 +145,10 @@ fn start(
         }
     }
     CALLS.fetch_add(1, Ordering::Relaxed);
+    record(
+        "VOP_GETPAGES_ASYNC",
+        format_args!("request {arg:?} {} pages behind {behind:?} ahead {ahead:?}", array.len()),
+    );
     io.state.lock().unwrap().outstanding += 1;
     let (mut rbehind, mut rahead) = (behind.unwrap_or(0), ahead.unwrap_or(0));
     // SAFETY: a VOP's argument block; the array lives until iodone, because a
