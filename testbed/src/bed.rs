@@ -56,8 +56,20 @@ impl Bed {
         size: u64,
         unmapped: bool,
     ) -> Arc<File> {
+        self.named("synthetic", block, map, size, unmapped)
+    }
+
+    /// The same with a path.
+    pub fn named(
+        &self,
+        path: &str,
+        block: u64,
+        map: &[Option<u64>],
+        size: u64,
+        unmapped: bool,
+    ) -> Arc<File> {
         let map = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
-        let inode = Inode { path: "synthetic".into(), number: 4, size, map };
+        let inode = Inode { path: path.into(), number: 4, size, map };
         self.open(inode, Mount { block, unmapped, bmap: Bmap::Good }, true)
     }
 

@@ -240,7 +240,9 @@ pub struct Sending {
 impl Sending {
     /// sendfile_swapin(): start what is missing, wait for nothing but busy pages.
     pub fn begin(file: &File, offset: u64, len: u64, readahead: c_int) -> Self {
-        let len = len.min(file.inode.size.saturating_sub(offset));
+        // kern_sendfile.c holds the vnode lock until all I/O has begun.
+        let _shared = file.lock.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let len = len.min(file.size().saturating_sub(offset));
         let first = offset / PAGE as u64;
         let count = ((offset + len).div_ceil(PAGE as u64) - first) as usize;
         let count = if len == 0 { 0 } else { count };
@@ -325,7 +327,7 @@ impl Sending {
 /// vm_pager_has_page(): whether the page is not in a hole, and how many pages follow it on the disk.
 fn haspage(file: &File, pindex: u64) -> (bool, usize) {
     let block = file.mount.block as usize;
-    let size = file.inode.size.div_ceil(PAGE as u64);
+    let size = file.size().div_ceil(PAGE as u64);
     let byte = pindex * PAGE as u64;
     if block < PAGE {
         let (place, after, _) = file.bmap(byte / block as u64);

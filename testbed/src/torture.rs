@@ -32,6 +32,8 @@ use crate::{
 
 const DISK: usize = 8 << 20;
 const SENDERS: u64 = 3;
+/// The path of the one file that is truncated and extended.
+const CUT: &str = "cut";
 
 /// What a run has done.
 #[derive(Default)]
@@ -42,6 +44,7 @@ struct Tally {
     reclaimed: AtomicU64,
     reloads: AtomicU64,
     switched: AtomicU64,
+    resized: AtomicU64,
 }
 
 /// How to torture.
@@ -95,6 +98,7 @@ pub fn run(common: &Common, plan: Plan, save: &Path) -> Result<()> {
         "pages_reclaimed": get(&tally.reclaimed),
         "reloads": get(&tally.reloads),
         "switches": get(&tally.switched),
+        "truncations_and_extensions": get(&tally.resized),
         "violations": 0,
     });
     if common.json {
@@ -157,7 +161,10 @@ fn one(
     let sector = if rng.u8(..4) == 0 { 4096 } else { 512 };
     let options = Options::default();
     let mut bed = Bed::new(&common.ko, &options, image, sector, seed, !plan.deterministic)?;
-    let files: Vec<_> = (0..6).map(|_| file(&bed, sector as u64, &mut rng)).collect();
+    let files: Vec<_> = ["", "", "", "", "", CUT]
+        .map(|path| file(&bed, path, sector as u64, &mut rng))
+        .into_iter()
+        .collect();
     let before = sendfile::CALLS.load(Ordering::Relaxed);
     let over = || {
         bar.set_position(sendfile::CALLS.load(Ordering::Relaxed));
@@ -243,7 +250,7 @@ fn single(
 }
 
 /// A file of random shape.
-fn file(bed: &Bed, sector: u64, rng: &mut fastrand::Rng) -> Arc<File> {
+fn file(bed: &Bed, path: &str, sector: u64, rng: &mut fastrand::Rng) -> Arc<File> {
     let block = [512, 1024, 4096, 8192, 32768, 65536][rng.usize(..6)].max(sector);
     let order = [12, 16, 20][rng.usize(..3)];
     let size = rng.u64(1..1 << order);
@@ -259,7 +266,7 @@ fn file(bed: &Bed, sector: u64, rng: &mut fastrand::Rng) -> Arc<File> {
             (i % per_page == 0 && per_page > 1 || rng.u8(..10) > 0).then_some(at)
         })
         .collect();
-    bed.synthetic(block, &map, size, rng.bool())
+    bed.named(path, block, &map, size, rng.bool())
 }
 
 /// What a consumer wants.
@@ -310,7 +317,7 @@ impl Begun<'_> {
         let (mut at, mut wrong) = (op.offset, None);
         let result = sending.finish(op.nocache, |bytes| {
             for byte in bytes {
-                if *byte != bed.byte(op.file, at) {
+                if !right(bed, op.file, at, *byte) {
                     wrong.get_or_insert(at);
                 }
                 at += 1;
@@ -324,8 +331,18 @@ impl Begun<'_> {
     }
 }
 
+/// Whether a byte is the file's. One that was cut off for a while may read as
+/// zero, during and after.
+fn right(bed: &Bed, file: &File, at: u64, byte: u8) -> bool {
+    byte == bed.byte(file, at) || byte == 0 && file.inode.path == CUT
+}
+
 /// A page fault: one page through the sync VOP, with pages around it.
 fn fault(bed: &Bed, op: &Op<'_>) -> Result<()> {
+    let _shared = op.file.lock.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if op.offset >= op.file.size() {
+        return Ok(());
+    }
     let page = vm::grab(op.file.object, op.offset / PAGE as u64);
     if page.fields().valid == 0 {
         let outcome = sendfile::getpages(op.file, &[page], op.behind, op.ahead, !op.sync);
@@ -335,8 +352,8 @@ fn fault(bed: &Bed, op: &Op<'_>) -> Result<()> {
         for at in (0..PAGE).filter(|at| page.is_valid(*at, 1)) {
             // SAFETY: the page is busied by this thread.
             let byte = unsafe { *page.data().add(at) };
-            let want = bed.byte(op.file, start + at as u64);
-            ensure!(byte == want, "byte {} is wrong after a fault", start + at as u64);
+            let at = start + at as u64;
+            ensure!(right(bed, op.file, at, byte), "byte {at} is wrong after a fault");
         }
     }
     page.unbusy("vm_fault");
@@ -390,6 +407,14 @@ fn disturb(
             }
             *module = Some(Module::load(&common.ko, &Options::default())?);
             tally.reloads.fetch_add(1, Ordering::Relaxed);
+        }
+        11 => {
+            let file = files.iter().find(|file| file.inode.path == CUT);
+            if let Some(file) = file {
+                let whole = file.inode.size;
+                file.set_size(if one_in(rng, 3) { whole } else { rng.u64(1..=whole) });
+                tally.resized.fetch_add(1, Ordering::Relaxed);
+            }
         }
         _ => {}
     }

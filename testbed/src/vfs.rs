@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     ffi::{c_char, c_int},
     sync::{
-        Arc, LazyLock, Mutex,
+        Arc, LazyLock, Mutex, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -53,6 +53,9 @@ pub struct File {
     pub object: *mut sys::vm_object,
     /// Where it is.
     pub mount: Mount,
+    /// The vnode's lock: shared for getpages, exclusive to change the size.
+    pub lock: RwLock<()>,
+    size: AtomicU64,
     disk: Arc<Disk>,
 }
 
@@ -117,9 +120,24 @@ impl File {
             (*vnode).v_bufobj.bo_object = object;
             (*object).handle = vnode.cast();
         }
-        let file = Arc::new(Self { inode, vnode, object, mount, disk: disk.clone() });
+        let (lock, size) = (RwLock::new(()), AtomicU64::new(inode.size));
+        let file = Arc::new(Self { inode, vnode, object, mount, lock, size, disk: disk.clone() });
         FILES.lock().unwrap().insert(vnode as usize, file.clone());
         file
+    }
+
+    /// The file's size now.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Truncate or extend to `size` bytes, at most what the inode says:
+    /// vnode_pager_setsize() under the exclusive vnode lock.
+    pub fn set_size(&self, size: u64) {
+        let _exclusive = self.lock.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let size = size.min(self.inode.size);
+        vm::set_size(self.object, size);
+        self.size.store(size, Ordering::Release);
     }
 
     /// Reclaim the vnode: its pages must all be let go of.
@@ -153,9 +171,9 @@ impl File {
                 unsafe { std::slice::from_raw_parts_mut(page.data().add(i as usize * 512), 512) };
             to.fill(0);
             let (place, ..) = self.bmap(byte / self.mount.block);
-            if place >= 0 && byte < self.inode.size {
+            if place >= 0 && byte < self.size() {
                 let from = place as usize * 512 + (byte % self.mount.block) as usize;
-                let n = (self.inode.size - byte).min(512) as usize;
+                let n = (self.size() - byte).min(512) as usize;
                 if let Some(data) = self.disk.image().get(from..from + n) {
                     to[..n].copy_from_slice(data);
                 }

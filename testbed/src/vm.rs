@@ -334,6 +334,72 @@ pub fn reclaim(object: *mut sys::vm_object, one_in: usize, rng: &mut fastrand::R
     })
 }
 
+/// vnode_pager_setsize(): pages behind the new end go, once nobody has them
+/// busied; wired ones only become invalid. The rest of the last page is zeroed.
+pub fn set_size(object: *mut sys::vm_object, bytes: u64) {
+    let call = "vnode_pager_setsize";
+    record(call, format_args!("object {object:?} to {bytes} bytes"));
+    let end = bytes.div_ceil(PAGE as u64);
+    // SAFETY: a live object; the vnode lock is held exclusively.
+    let before = unsafe { (*object).un_pager.vnp.vnp_size as u64 };
+    let shrinks = before > bytes;
+    // To extend a file, FFS brings its last block into a buffer, and with that
+    // the whole of its last page is valid.
+    let last = before / PAGE as u64;
+    if !shrinks && resident(object, last).is_some() {
+        let page = grab(object, last);
+        if page.fields().valid != 0 {
+            vm_page_zero_invalid(page.0, 1);
+        }
+        page.unbusy(call);
+        unwire(page, true);
+    }
+    let first = bytes / PAGE as u64;
+    loop {
+        let page = {
+            let vm = VM.lock().unwrap();
+            let pages = vm.objects.get(&(object as usize));
+            let found = pages.into_iter().flat_map(|pages| pages.range(first..)).find(|(_, i)| {
+                // SAFETY: an index of the array.
+                let page = Page(unsafe { MACHINE.pages.add(**i) });
+                let fields = page.fields();
+                let cut = fields.pindex >= end && (fields.ref_count == 0 || fields.valid != 0);
+                page.is_busy() || cut || fields.pindex < end && !purged(page, bytes)
+            });
+            found.map(|(pindex, _)| *pindex)
+        };
+        let Some(pindex) = page.filter(|_| shrinks) else { break };
+        let page = grab(object, pindex);
+        if pindex >= end {
+            page.fields().valid = 0;
+        } else {
+            let at = (bytes % PAGE as u64) as usize;
+            // SAFETY: within a busied page.
+            unsafe { page.data().add(at).write_bytes(0, PAGE - at) };
+            if page.fields().valid != 0 {
+                page.fields().valid |= bits(at, PAGE - at);
+            }
+        }
+        page.unbusy(call);
+        unwire(page, pindex < end);
+    }
+    with_lock(object, || {
+        // SAFETY: a live, write-locked object.
+        unsafe {
+            (*object).size = end;
+            (*object).un_pager.vnp.vnp_size = bytes as i64;
+        }
+    });
+}
+
+/// Whether an unbusied last page holds nothing but zeros behind the file's end.
+fn purged(page: Page, bytes: u64) -> bool {
+    let at = (bytes % PAGE as u64) as usize;
+    // SAFETY: the page's own memory, which nobody reads into: it is not busied.
+    let tail = unsafe { std::slice::from_raw_parts(page.data().add(at), PAGE - at) };
+    page.fields().valid == 0 || tail.iter().all(|b| *b == 0)
+}
+
 /// Pages in use.
 pub fn used() -> usize {
     VM.lock().unwrap().used
