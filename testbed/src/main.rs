@@ -1,29 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! asyncpager-testbed: runs asyncpager.ko, the very file that kldload takes,
-//! in userspace, with a disk, files and a sendfile of its own, and watches
-//! that it keeps the kernel's rules.
-
-mod bed;
-mod buf;
-mod cpu;
-mod disk;
-mod elf;
-mod kernel;
-mod low;
-mod rules;
-mod scenario;
-mod sendfile;
-mod serve;
-mod sysctl;
-mod torture;
-mod ufs;
-mod vfs;
-mod vm;
+//! The testbed's command line.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
-use clap::{Args, Parser, Subcommand};
+use asyncpager_testbed::{Common, scenario, serve, torture};
+use clap::{Parser, Subcommand};
 
 /// Run asyncpager.ko in userspace.
 ///
@@ -96,48 +78,6 @@ enum Command {
         /// What to check; all when none is named.
         names: Vec<String>,
     },
-}
-
-/// What all commands take.
-#[derive(Args, Clone)]
-pub struct Common {
-    /// The module.
-    #[arg(long, default_value = "target/kmod/14-amd64/asyncpager.ko")]
-    ko: PathBuf,
-    /// The disk's latency in milliseconds.
-    #[arg(long, default_value_t = 2)]
-    latency: u64,
-    /// Threads that send files.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
-    threads: u64,
-    /// Of 100 transfers, how many fail with EIO.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
-    fail: u8,
-    /// Mount without MNTK_UNMAPPED_BUFS.
-    #[arg(long)]
-    mapped: bool,
-    /// Seed of everything random.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// The kernel's osreldate.
-    #[arg(long, default_value_t = 1_402_000)]
-    osreldate: i32,
-    /// Bytes by which the kernel's struct vnode differs from the headers'.
-    #[arg(long, default_value_t = 0)]
-    grow_vnode: usize,
-    /// A loader tunable, name=value.
-    #[arg(long, value_parser = tunable)]
-    tunable: Vec<(String, String)>,
-    /// Print the result as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-fn tunable(text: &str) -> Result<(String, String)> {
-    let Some((name, value)) = text.split_once('=') else {
-        bail!("not name=value");
-    };
-    Ok((name.to_string(), value.to_string()))
 }
 
 fn main() -> ExitCode {
