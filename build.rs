@@ -192,7 +192,11 @@ fn bindings(platform: &Platform, includes: &[PathBuf], out: &Path) -> Result<()>
         .allowlist_var("osreldate|mp_maxid|rootvnode|hz|sysctl__vfs|sysctl___vfs|tick_sbt")
         .allowlist_var("VM_PAGER_.*|VM_ALLOC_.*|B_.*|BIO_(READ|ERROR)|M_(NOWAIT|WAITOK|ZERO)|MNTK_UNMAPPED_BUFS")
         .allowlist_var("CTL(FLAG|TYPE).*|OID_AUTO|PVM|DEV_BSIZE|DEV_BSHIFT|PAGE_(SIZE|SHIFT)|MDT_.*|EIO|ENXIO|EINVAL|ENOMEM|EBUSY|EOPNOTSUPP|EDOOFUS|ENOEXEC")
-        .allowlist_var("VDIR|VREG|VPO_.*|PQ_.*|VPB_.*");
+        .allowlist_var("VDIR|VREG|VPO_.*|PQ_.*|VPB_.*")
+        // What the testbed's mutexes, callouts and tasks are made of.
+        .allowlist_type("callout|task|malloc_type|bintime|lock_object")
+        .allowlist_var("MTX_.*|LO_(SLEEPABLE|RECURSABLE|DUPOK)|CALLOUT_(ACTIVE|PENDING)|C_(ABSOLUTE|PRECALC)")
+        .allowlist_var("CS_DRAIN|LK_.*|TASK_ENQUEUED|ENOENT|VIRF_DOOMED");
     builder
         .generate()
         .context("bindgen could not read the FreeBSD headers")?

@@ -235,7 +235,7 @@ pub extern "C" fn bwait(bp: *mut sys::buf, _: u8, _: *const c_char) {
     // SAFETY: the caller waits for its own buf.
     while unsafe { (&raw const (*bp).b_flags).read_volatile() } & sys::B_DONE as u32 == 0 {
         drop(guard);
-        let pumped = crate::disk::pump();
+        let pumped = crate::schedule::pump();
         guard = DONE_LOCK.lock().unwrap();
         if !pumped {
             guard = DONE.wait_timeout(guard, std::time::Duration::from_millis(50)).unwrap().0;

@@ -13,29 +13,56 @@ const SIZE: usize = 64 << 10;
 static ALL: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 static COUNTERS: Mutex<Vec<Option<()>>> = Mutex::new(Vec::new());
 
+/// Those whose thread has ended; counters keep what they have.
+static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+/// A thread's pcpu, for the next thread when this one ends.
+struct Pcpu(Cell<usize>);
+
+impl Drop for Pcpu {
+    fn drop(&mut self) {
+        FREE.lock().unwrap().extend(Some(self.0.get()).filter(|pcpu| *pcpu != 0));
+    }
+}
+
 thread_local! {
-    static MINE: Cell<usize> = const { Cell::new(0) };
+    static MINE: Pcpu = const { Pcpu(Cell::new(0)) };
 }
 
 /// Make the calling host thread one that may run the module's code.
 pub fn attach() {
-    if MINE.get() != 0 {
+    if MINE.with(|mine| mine.0.get()) != 0 {
         return;
     }
+    let pcpu = match FREE.lock().unwrap().pop() {
+        Some(pcpu) => pcpu,
+        None => new(),
+    };
+    const ARCH_SET_GS: libc::c_int = 0x1001;
+    // SAFETY: changes only %gs, which a Linux program does not use.
+    let failed = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, pcpu) };
+    assert_eq!(failed, 0, "arch_prctl(ARCH_SET_GS)");
+    MINE.with(|mine| mine.0.set(pcpu));
+}
+
+/// curthread.
+pub fn curthread() -> *mut sys::thread {
+    let pcpu = MINE.with(|mine| mine.0.get()) as *const sys::pcpu;
+    // SAFETY: an attached thread's pcpu.
+    unsafe { (*pcpu).pc_curthread }
+}
+
+fn new() -> usize {
     let pcpu = low::variable(SIZE) as usize;
     let thread: *mut sys::thread = low::zeroed();
     let cred: *mut sys::ucred = low::zeroed();
-    // SAFETY: fresh memory of the right size; ARCH_SET_GS changes only %gs,
-    // which a Linux program does not use.
+    // SAFETY: fresh memory of the right size.
     unsafe {
         (*thread).td_ucred = cred;
         (*(pcpu as *mut sys::pcpu)).pc_curthread = thread;
-        const ARCH_SET_GS: libc::c_int = 0x1001;
-        let failed = libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, pcpu);
-        assert_eq!(failed, 0, "arch_prctl(ARCH_SET_GS)");
     }
-    MINE.set(pcpu);
     ALL.lock().unwrap().push(pcpu);
+    pcpu
 }
 
 fn offset(slot: usize) -> usize {

@@ -17,7 +17,8 @@ use asyncpager::kpi::sys;
 
 use crate::{
     buf, cpu, low,
-    rules::{completing, no_lock, record, rule},
+    rules::{Context, no_lock, record, rule, run_as},
+    schedule,
     vm::{self, PAGE, Page},
 };
 
@@ -59,6 +60,11 @@ unsafe impl Sync for Disk {}
 
 /// The disk without a thread, if there is one.
 static PUMPED: Mutex<Option<Arc<Disk>>> = Mutex::new(None);
+
+/// Bufs that wait at the disk without a thread.
+pub fn waiting() -> usize {
+    PUMPED.lock().unwrap().as_ref().map_or(0, |disk| disk.queue.lock().unwrap().len())
+}
 
 /// Somebody waits: complete one buf of the disk without a thread, whichever
 /// its seed picks. False when there is no such disk or it is idle.
@@ -114,6 +120,7 @@ impl Disk {
                 worker.work();
             })
         });
+        schedule::begin(!threaded, seed);
         *PUMPED.lock().unwrap() = (!threaded).then(|| disk.clone());
         (disk, thread)
     }
@@ -196,7 +203,7 @@ impl Disk {
         let iodone = buf.b_iodone.take();
         rule("bufdone", iodone.is_some(), "no b_iodone");
         // SAFETY: the callback that came with the buf, once.
-        completing(|| unsafe { iodone.map(|iodone| iodone(bp)) });
+        run_as(Context::Completion, "b_iodone", || unsafe { iodone.map(|iodone| iodone(bp)) });
     }
 }
 

@@ -17,11 +17,11 @@ use anyhow::{Result, bail, ensure};
 use asyncpager::kpi::sys;
 
 use crate::{
-    buf, cpu, disk,
+    buf, callout, clock, cpu, disk,
     elf::{Loaded, Symbol},
-    low,
+    locks, low, malloc,
     rules::{may_sleep, record, rule, violation},
-    sysctl, vfs, vm,
+    schedule, sysctl, taskqueue, vfs, vm, vnode,
 };
 
 /// What kldload is told.
@@ -60,6 +60,8 @@ pub struct Module {
     data: *const sys::moduledata,
     /// Its name, by its moduledata.
     pub name: String,
+    /// Its SYSUNINITs, in the order in which they run.
+    uninits: Vec<*const sys::sysinit>,
 }
 
 // SAFETY: the module's data stays mapped for ever; its events are called
@@ -110,12 +112,21 @@ impl Module {
         };
         // SAFETY: what the module registered; its name is a C string.
         let name = unsafe { CStr::from_ptr((*data).name) }.to_string_lossy().into_owned();
-        let module = Self { data, name };
+        let mut uninits: Vec<_> = loaded
+            .set::<sys::sysinit>("set_sysuninit_set")
+            .into_iter()
+            .map(|init| init.cast_const())
+            .collect();
+        // SAFETY: relocated structures of the module.
+        uninits
+            .sort_by_key(|init| unsafe { std::cmp::Reverse(((**init).subsystem, (**init).order)) });
+        let module = Self { data, name, uninits };
         match module.event(sys::MOD_LOAD) {
             0 => Ok(module),
             errno => {
                 // As module_register_init() does, though nothing was loaded.
                 module.event(sys::MOD_UNLOAD);
+                module.uninit();
                 check_balance();
                 bail!(
                     "{} refused to load, errno {errno}: {}",
@@ -144,7 +155,19 @@ impl Module {
                 errno => return Err(errno),
             }
         }
+        self.uninit();
         Ok(())
+    }
+
+    fn uninit(&self) {
+        // SAFETY: relocated structures of the module, run once, in order.
+        unsafe {
+            for init in &self.uninits {
+                if let Some(func) = (**init).func {
+                    func((**init).udata);
+                }
+            }
+        }
     }
 }
 
@@ -160,10 +183,16 @@ pub fn check_balance() {
         ("mapped pages", vm::MAPPED.load(Ordering::Relaxed)),
         ("pages in use", vm::used()),
         ("references on creds", buf::CREDS.load(Ordering::Relaxed) as usize),
+        ("mutexes", locks::mutexes()),
+        ("callouts pending or running", callout::active()),
+        ("taskqueues", taskqueue::queues()),
+        ("allocations of malloc(9)", malloc::allocations()),
         ("bytes of runningbufspace", buf::running().load(Ordering::Relaxed) as usize),
     ] {
         rule(call, n == 0, format_args!("{n} {what} are left"));
     }
+    malloc::check_freed();
+    callout::forget();
 }
 
 fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
@@ -175,20 +204,37 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
     let mut all = HashMap::from(functions! {
         "PHYS_TO_VM_PAGE" => vm::phys_to_vm_page,
         "VOP_BMAP_APV" => vfs::vop_bmap_apv,
+        "VOP_UNLOCK_APV" => vnode::vop_unlock_apv,
+        "__mtx_lock_flags" => locks::mtx_lock,
+        "__mtx_unlock_flags" => locks::mtx_unlock,
         "__mtx_unlock_spin_flags" => nothing,
-        "__rw_rlock" => vm::rw_rlock,
+        "__rw_rlock" => locks::rw_rlock,
+        "_callout_init_lock" => callout::callout_init_lock,
+        "_callout_stop_safe" => callout::callout_stop,
         "_lockmgr_disown" => buf::lockmgr_disown,
-        "_rw_runlock_cookie" => vm::rw_runlock,
-        "_rw_wlock_cookie" => vm::rw_wlock,
-        "_rw_wunlock_cookie" => vm::rw_wunlock,
+        "_mtx_destroy" => locks::mtx_destroy,
+        "_mtx_init" => locks::mtx_init,
+        "_mtx_trylock_flags_" => locks::mtx_trylock,
+        "_rw_runlock_cookie" => locks::rw_runlock,
+        "_rw_wlock_cookie" => locks::rw_wlock,
+        "_rw_wunlock_cookie" => locks::rw_wunlock,
+        "_vn_lock" => vnode::vn_lock,
         "bdone" => buf::bdone,
+        "binuptime" => clock::binuptime,
         "bwait" => buf::bwait,
+        "callout_init" => callout::callout_init,
+        "callout_reset_sbt_on" => callout::callout_reset,
         "counter_u64_alloc" => cpu::counter_u64_alloc,
         "counter_u64_free" => cpu::counter_u64_free,
         "crhold" => buf::crhold,
         "eventratecheck" => eventratecheck,
+        "free" => malloc::free,
+        "getbinuptime" => clock::getbinuptime,
         "kern_yield" => kern_yield,
         "kernel_sysctlbyname" => sysctl::kernel_sysctlbyname,
+        "malloc" => malloc::malloc,
+        "malloc_init" => malloc::malloc_init,
+        "malloc_uninit" => malloc::malloc_uninit,
         "memcpy" => libc::memcpy,
         "memmove" => libc::memmove,
         "memset" => libc::memset,
@@ -211,11 +257,23 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "sysctl_ctx_init" => sysctl::sysctl_ctx_init,
         "sysctl_handle_bool" => sysctl::sysctl_handle_bool,
         "sysctl_handle_counter_u64" => sysctl::sysctl_handle_counter_u64,
+        "taskqueue_cancel" => taskqueue::taskqueue_cancel,
+        "taskqueue_create" => taskqueue::taskqueue_create,
+        "taskqueue_drain" => taskqueue::taskqueue_drain,
+        "taskqueue_drain_all" => taskqueue::taskqueue_drain_all,
+        "taskqueue_enqueue" => taskqueue::taskqueue_enqueue,
+        "taskqueue_free" => taskqueue::taskqueue_free,
+        "taskqueue_start_threads" => taskqueue::taskqueue_start_threads,
+        "taskqueue_thread_enqueue" => taskqueue::taskqueue_thread_enqueue,
         "thread_lock_flags_" => nothing,
         "uma_zalloc_arg" => buf::uma_zalloc_arg,
         "uma_zdestroy" => buf::uma_zdestroy,
         "uma_zfree_arg" => buf::uma_zfree_arg,
         "uma_zone_set_max" => buf::uma_zone_set_max,
+        "vdrop" => vnode::vdrop,
+        "vget" => vnode::vget,
+        "vhold" => vnode::vhold,
+        "vholdnz" => vnode::vholdnz,
         "vm_page_alloc" => vm::vm_page_alloc,
         "vm_page_free_invalid" => vm::vm_page_free_invalid,
         "vm_page_lookup" => vm::vm_page_lookup,
@@ -223,6 +281,9 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "vm_page_set_valid_range" => vm::vm_page_set_valid_range,
         "vm_page_valid" => vm::vm_page_valid,
         "vm_page_zero_invalid" => vm::vm_page_zero_invalid,
+        "vput" => vnode::vput,
+        "vref" => vnode::vref,
+        "vrele" => vnode::vrele,
     });
     let mut data = |name, at: *mut u8| all.insert(name, Symbol::Data(at as usize));
     let [one, two] = vfs::vectors();
@@ -239,8 +300,16 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         ("mp_maxid", 1),
         ("all_cpus", 3),
         ("nswbuf", 32),
+        ("tick_sbt", (clock::SECOND / 1000) as u64),
+        ("hz", 1000),
     ] {
         data(name, variable(value));
+    }
+    for name in ["M_DEVBUF", "M_TEMP"] {
+        let kind: *mut sys::malloc_type = low::zeroed();
+        // SAFETY: fresh memory.
+        unsafe { (*kind).ks_shortdesc = c"kernel".as_ptr() };
+        data(name, kind.cast());
     }
     data("rootvnode", root().cast());
     data("vm_cnt", vm_cnt().cast());
@@ -329,10 +398,13 @@ unsafe extern "C" fn panic(_: *const c_char, text: *const c_char) -> ! {
 
 extern "C" fn pause_sbt(_: *const c_char, sbt: i64, _: i64, _: c_int) -> c_int {
     may_sleep("pause_sbt");
-    if disk::pump() {
-        return 0;
+    if schedule::is_one_thread() {
+        if !schedule::pump() {
+            clock::advance_to(clock::now() + sbt);
+        }
+    } else {
+        std::thread::sleep(clock::to_duration(sbt));
     }
-    std::thread::sleep(Duration::from_nanos(((sbt as u128 * 1_000_000_000) >> 32) as u64));
     0
 }
 

@@ -4,21 +4,30 @@
 //! that it keeps the kernel's rules.
 
 mod bed;
+pub mod breach;
 mod buf;
+mod callout;
+mod clock;
 mod cpu;
 mod disk;
 mod elf;
 mod kernel;
+mod locks;
 mod low;
+mod malloc;
 mod rules;
 pub mod scenario;
+mod schedule;
 mod sendfile;
 pub mod serve;
 mod sysctl;
+mod taskqueue;
 pub mod torture;
 mod ufs;
 mod vfs;
 mod vm;
+mod vnode;
+mod witness;
 
 use std::path::PathBuf;
 

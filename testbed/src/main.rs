@@ -4,7 +4,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
-use asyncpager_testbed::{Common, scenario, serve, torture};
+use asyncpager_testbed::{Common, breach, scenario, serve, torture};
 use clap::{Parser, Subcommand};
 
 /// Run asyncpager.ko in userspace.
@@ -68,6 +68,15 @@ enum Command {
         #[arg(long)]
         about: Option<String>,
     },
+    /// Break a rule of the testbed's own KPI on purpose: it must end with exit code 2.
+    Breach {
+        /// List the names, and what the violation has to say, and stop.
+        #[arg(long)]
+        list: bool,
+        /// The rule to break.
+        #[arg(required_unless_present = "list")]
+        name: Option<String>,
+    },
     /// Check promises of the VOP's contract one by one.
     Check {
         #[command(flatten)]
@@ -99,6 +108,11 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Replay { common, file } => torture::replay(&common, &file),
         Command::Explain { file, about } => torture::explain(&file, about.as_deref()),
+        Command::Breach { name: Some(name), list: false } => breach::run(&name),
+        Command::Breach { .. } => {
+            breach::ALL.iter().for_each(|(name, says, _)| println!("{name}: {says}"));
+            Ok(())
+        }
         Command::Check { list: true, .. } => {
             scenario::ALL.iter().for_each(|(name, _)| println!("{name}"));
             Ok(())

@@ -2,7 +2,7 @@
 //! What a kernel forbids: a violation names the rule and the call, and ends the run.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     collections::VecDeque,
     path::PathBuf,
     sync::{
@@ -13,12 +13,37 @@ use std::{
 
 use serde_json::json;
 
+use crate::witness;
+
 /// Exit code of a run that broke a rule.
 pub const EXIT_VIOLATION: i32 = 2;
 
-thread_local! {
-    static COMPLETING: Cell<bool> = const { Cell::new(false) };
-    static HELD: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+/// What kind of kernel thread is running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// A process, or a thread of the module's own.
+    Thread,
+    /// The disk's completion thread; nothing in it may sleep.
+    Completion,
+    /// A softclock thread, which runs callouts; nothing in it may sleep.
+    Callout,
+    /// A taskqueue's thread; it may sleep.
+    Task,
+}
+
+impl Context {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Thread => "thread",
+            Self::Completion => "completion",
+            Self::Callout => "callout",
+            Self::Task => "task",
+        }
+    }
+
+    fn may_sleep(self) -> bool {
+        matches!(self, Self::Thread | Self::Task)
+    }
 }
 
 /// What has happened lately, and what was asked for; a violation saves it.
@@ -36,7 +61,13 @@ static HISTORY: Mutex<Option<History>> = Mutex::new(None);
 static THREADS: AtomicU64 = AtomicU64::new(1);
 
 thread_local! {
+    static CONTEXT: Cell<Context> = const { Cell::new(Context::Thread) };
     static THREAD: u64 = THREADS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The number of the calling thread.
+pub fn thread() -> u64 {
+    THREAD.with(|id| *id)
 }
 
 /// Keep a history from now on; a violation saves it, and `run`, in `file`.
@@ -52,8 +83,7 @@ pub fn record(call: &str, what: std::fmt::Arguments<'_>) {
         if history.events.len() == EVENTS {
             history.events.pop_front();
         }
-        let where_ = if COMPLETING.get() { "completion" } else { "thread" };
-        history.events.push_back(format!("{where_} {} {call}: {what}", THREAD.with(|id| *id)));
+        history.events.push_back(format!("{} {} {call}: {what}", CONTEXT.get().name(), thread()));
     }
 }
 
@@ -84,43 +114,23 @@ pub fn rule(call: &str, holds: bool, rule: impl std::fmt::Display) {
     }
 }
 
-/// Run `f` as a disk's completion thread does: nothing in it may sleep.
-pub fn completing<T>(f: impl FnOnce() -> T) -> T {
-    let before = COMPLETING.replace(true);
-    let result = f();
-    COMPLETING.set(before);
+/// Run `f` as another kernel thread does: with none of this one's locks, and
+/// without any when it returns.
+pub fn run_as<T>(context: Context, call: &str, f: impl FnOnce() -> T) -> T {
+    let before = CONTEXT.replace(context);
+    let result = witness::without_locks(call, f);
+    CONTEXT.set(before);
     result
 }
 
 /// The call is about to sleep, or may.
 pub fn may_sleep(call: &str) {
-    rule(call, !COMPLETING.get(), "sleeping in a completion thread");
-    HELD.with_borrow(|held| rule(call, held.is_empty(), "sleeping with an object lock held"));
+    let context = CONTEXT.get();
+    rule(call, context.may_sleep(), format_args!("sleeping in a {} thread", context.name()));
+    witness::sleeping(call);
 }
 
-/// The call must not be made with an object lock held.
+/// The call must not be made with a lock held that forbids to sleep.
 pub fn no_lock(call: &str) {
-    HELD.with_borrow(|held| rule(call, held.is_empty(), "an object lock is held"));
-}
-
-/// This thread has taken the lock at `address`.
-pub fn locked(call: &str, address: usize) {
-    HELD.with_borrow_mut(|held| {
-        rule(call, held.is_empty(), "a second object lock, or the same one again");
-        held.push(address);
-    });
-}
-
-/// This thread has released the lock at `address`.
-pub fn unlocked(call: &str, address: usize) {
-    HELD.with_borrow_mut(|held| {
-        let at = held.iter().position(|a| *a == address);
-        rule(call, at.is_some(), "releasing a lock that this thread does not hold");
-        at.map(|at| held.remove(at));
-    });
-}
-
-/// Whether this thread holds the lock at `address`.
-pub fn holds(address: usize) -> bool {
-    HELD.with_borrow(|held| held.contains(&address))
+    witness::lockless(call);
 }

@@ -14,8 +14,9 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
-    disk,
+    locks::VnodeLocked,
     rules::{record, rule, violation},
+    schedule,
     vfs::File,
     vm::{self, PAGE, Page},
 };
@@ -172,7 +173,7 @@ fn wait(io: &Io) -> c_int {
     let mut state = io.state.lock().unwrap();
     while state.outstanding > 0 {
         drop(state);
-        let pumped = disk::pump();
+        let pumped = schedule::pump();
         state = io.state.lock().unwrap();
         if pumped || state.outstanding == 0 {
             continue;
@@ -241,7 +242,7 @@ impl Sending {
     /// sendfile_swapin(): start what is missing, wait for nothing but busy pages.
     pub fn begin(file: &File, offset: u64, len: u64, readahead: c_int) -> Self {
         // kern_sendfile.c holds the vnode lock until all I/O has begun.
-        let _shared = file.lock.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _shared = VnodeLocked::new(file.vnode, false, "kern_sendfile");
         let len = len.min(file.size().saturating_sub(offset));
         let first = offset / PAGE as u64;
         let count = ((offset + len).div_ceil(PAGE as u64) - first) as usize;

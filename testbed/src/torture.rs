@@ -21,9 +21,10 @@ use crate::{
     Common,
     bed::Bed,
     buf, cpu,
-    disk::{self, Manners},
+    disk::Manners,
     kernel::{Module, Options},
-    rules,
+    locks::VnodeLocked,
+    rules, schedule,
     sendfile::{self, Sending},
     sysctl,
     vfs::File,
@@ -238,7 +239,7 @@ fn single(
     while !over() {
         match rng.u8(..16) {
             0 => disturb(common, bed, module, files, rng, tally)?,
-            1..=4 => drop(disk::pump()),
+            1..=4 => drop(schedule::pump()),
             _ if under_way.len() < 4 && rng.bool() => {
                 under_way.push(Op::draw(files, rng).begin());
             }
@@ -339,7 +340,7 @@ fn right(bed: &Bed, file: &File, at: u64, byte: u8) -> bool {
 
 /// A page fault: one page through the sync VOP, with pages around it.
 fn fault(bed: &Bed, op: &Op<'_>) -> Result<()> {
-    let _shared = op.file.lock.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _shared = VnodeLocked::new(op.file.vnode, false, "vm_fault");
     if op.offset >= op.file.size() {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     ffi::{c_char, c_int},
     sync::{
-        Arc, LazyLock, Mutex, RwLock,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -15,10 +15,12 @@ use asyncpager::kpi::sys;
 
 use crate::{
     disk::Disk,
+    locks::VnodeLocked,
     low,
     rules::{may_sleep, rule},
     ufs::Inode,
     vm::{self, PAGE, Page},
+    vnode,
 };
 
 /// What VOP_BMAP does.
@@ -53,8 +55,6 @@ pub struct File {
     pub object: *mut sys::vm_object,
     /// Where it is.
     pub mount: Mount,
-    /// The vnode's lock: shared for getpages, exclusive to change the size.
-    pub lock: RwLock<()>,
     size: AtomicU64,
     disk: Arc<Disk>,
 }
@@ -114,14 +114,16 @@ impl File {
             }
             (*ip).i_number = inode.number;
             (*vnode).v_type = sys::VREG;
+            (*vnode).v_holdcnt = 1;
+            (*vnode).v_usecount = 1;
             (*vnode).v_op = vectors()[usize::from(ufs2)];
             (*vnode).v_mount = mp;
             (*vnode).v_data = ip.cast();
             (*vnode).v_bufobj.bo_object = object;
             (*object).handle = vnode.cast();
         }
-        let (lock, size) = (RwLock::new(()), AtomicU64::new(inode.size));
-        let file = Arc::new(Self { inode, vnode, object, mount, lock, size, disk: disk.clone() });
+        let size = AtomicU64::new(inode.size);
+        let file = Arc::new(Self { inode, vnode, object, mount, size, disk: disk.clone() });
         FILES.lock().unwrap().insert(vnode as usize, file.clone());
         file
     }
@@ -134,7 +136,7 @@ impl File {
     /// Truncate or extend to `size` bytes, at most what the inode says:
     /// vnode_pager_setsize() under the exclusive vnode lock.
     pub fn set_size(&self, size: u64) {
-        let _exclusive = self.lock.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _exclusive = VnodeLocked::new(self.vnode, true, "ffs_truncate");
         let size = size.min(self.inode.size);
         vm::set_size(self.object, size);
         self.size.store(size, Ordering::Release);
@@ -142,8 +144,15 @@ impl File {
 
     /// Reclaim the vnode: its pages must all be let go of.
     pub fn close(&self) {
+        let call = "vgone";
+        let (hold, used) = with_vnode(call, self.vnode, |v| (v.v_holdcnt, v.v_usecount));
+        rule(
+            call,
+            (hold, used) == (1, 1),
+            format_args!("v_holdcnt is {hold} and v_usecount {used}, not 1: a reference is left"),
+        );
         vm::drop_pages(self.object, true);
-        FILES.lock().unwrap().remove(&(self.vnode as usize));
+        vnode::vrele(self.vnode);
     }
 
     /// VOP_BMAP(9) without the VOP: place, run after, run before.
@@ -180,6 +189,28 @@ impl File {
             }
         }
     }
+}
+
+/// Look at a vnode's fields with its interlock held.
+pub fn with_vnode<T>(
+    call: &str,
+    vnode: *mut sys::vnode,
+    f: impl FnOnce(&mut sys::vnode) -> T,
+) -> T {
+    let files = FILES.lock().unwrap();
+    rule(call, files.contains_key(&(vnode as usize)), "not a live vnode");
+    // SAFETY: a live vnode; FILES is the interlock of all.
+    f(unsafe { &mut *vnode })
+}
+
+/// VN_IS_DOOMED().
+pub fn is_doomed(call: &str, vnode: *mut sys::vnode) -> bool {
+    with_vnode(call, vnode, |fields| i32::from(fields.v_irflag) & sys::VIRF_DOOMED != 0)
+}
+
+/// Nobody holds the vnode any more.
+pub fn let_go(vnode: *mut sys::vnode) {
+    FILES.lock().unwrap().remove(&(vnode as usize));
 }
 
 fn file(call: &str, vnode: *mut sys::vnode) -> Arc<File> {

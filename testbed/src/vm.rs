@@ -4,8 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    ffi::{c_char, c_int, c_void},
-    mem::offset_of,
+    ffi::{c_int, c_void},
     ptr,
     sync::{
         Condvar, LazyLock, Mutex,
@@ -16,8 +15,9 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
-    low,
-    rules::{self, may_sleep, record, rule, violation},
+    locks, low,
+    rules::{may_sleep, record, rule, violation},
+    schedule,
 };
 
 /// Bytes in a page.
@@ -31,12 +31,19 @@ const UNBUSIED: u32 = 1;
 const XBUSY: u32 = 2;
 const FREED: u32 = u32::MAX - 1;
 
-/// vm_page_alloc() fails while this is set.
+/// Allocations that do not wait fail while this is set.
 pub static NO_MEMORY: AtomicBool = AtomicBool::new(false);
 /// How often it has failed.
 pub static ALLOCS_FAILED: AtomicU64 = AtomicU64::new(0);
 /// Pages mapped by pmap_qenter() now.
 pub static MAPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether an allocation without waiting fails now; counted.
+pub fn out_of_memory() -> bool {
+    let fails = NO_MEMORY.load(Ordering::Relaxed);
+    ALLOCS_FAILED.fetch_add(u64::from(fails), Ordering::Relaxed);
+    fails
+}
 
 struct Machine {
     pages: *mut sys::vm_page,
@@ -88,15 +95,6 @@ static VM: LazyLock<Mutex<Vm>> = LazyLock::new(|| {
     Mutex::new(Vm { free: (1..PAGES).rev().collect(), ..Vm::default() })
 });
 static BUSY: Condvar = Condvar::new();
-
-#[derive(Default)]
-struct Lock {
-    writer: bool,
-    readers: usize,
-}
-
-static LOCKS: LazyLock<Mutex<HashMap<usize, Lock>>> = LazyLock::new(Mutex::default);
-static LOCK_FREE: Condvar = Condvar::new();
 
 /// A page of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -176,32 +174,14 @@ pub fn new_object(bytes: u64) -> *mut sys::vm_object {
     object
 }
 
-fn cookie(object: *mut sys::vm_object) -> usize {
-    object as usize + offset_of!(sys::vm_object, lock) + offset_of!(sys::rwlock, rw_lock)
-}
-
-fn write_locked(object: *mut sys::vm_object) -> bool {
-    let at = cookie(object);
-    rules::holds(at) && LOCKS.lock().unwrap().get(&at).is_some_and(|lock| lock.writer)
-}
-
-/// Hold the object's write lock for as long as `f` runs.
-fn with_lock<T>(object: *mut sys::vm_object, f: impl FnOnce() -> T) -> T {
-    let at = cookie(object) as *mut usize;
-    rw_wlock(at, ptr::null(), 0);
-    let result = f();
-    rw_wunlock(at, ptr::null(), 0);
-    result
-}
-
 /// The page at `pindex`, busied and wired for a consumer: an existing one, when
 /// it is not busy any more, or a new one.
 pub fn grab(object: *mut sys::vm_object, pindex: u64) -> Page {
     loop {
-        if let Some(page) = with_lock(object, || try_grab(object, pindex)) {
+        if let Some(page) = locks::with_object(object, || try_grab(object, pindex)) {
             return page;
         }
-        if crate::disk::pump() {
+        if schedule::pump() {
             continue;
         }
         let vm = VM.lock().unwrap();
@@ -313,7 +293,7 @@ pub fn drop_pages(object: *mut sys::vm_object, last: bool) {
 /// The page daemon: free cached pages of the object that nobody uses, of
 /// every `one_in` of them one. How many.
 pub fn reclaim(object: *mut sys::vm_object, one_in: usize, rng: &mut fastrand::Rng) -> usize {
-    with_lock(object, || {
+    locks::with_object(object, || {
         let mut vm = VM.lock().unwrap();
         let pages: Vec<usize> = vm
             .objects
@@ -383,7 +363,7 @@ pub fn set_size(object: *mut sys::vm_object, bytes: u64) {
         page.unbusy(call);
         unwire(page, pindex < end);
     }
-    with_lock(object, || {
+    locks::with_object(object, || {
         // SAFETY: a live, write-locked object.
         unsafe {
             (*object).size = end;
@@ -407,50 +387,6 @@ pub fn used() -> usize {
 
 // What the module calls.
 
-/// `__rw_rlock`.
-pub extern "C" fn rw_rlock(cookie: *mut usize, _: *const c_char, _: c_int) {
-    rules::locked("rw_rlock", cookie as usize);
-    let mut locks = LOCKS.lock().unwrap();
-    while locks.entry(cookie as usize).or_default().writer {
-        locks = LOCK_FREE.wait(locks).unwrap();
-    }
-    locks.entry(cookie as usize).or_default().readers += 1;
-}
-
-/// `_rw_runlock_cookie`.
-pub extern "C" fn rw_runlock(cookie: *mut usize, _: *const c_char, _: c_int) {
-    rules::unlocked("rw_runlock", cookie as usize);
-    let mut locks = LOCKS.lock().unwrap();
-    let lock = locks.entry(cookie as usize).or_default();
-    rule("rw_runlock", lock.readers > 0, "not read-locked");
-    lock.readers -= 1;
-    LOCK_FREE.notify_all();
-}
-
-/// `_rw_wlock_cookie`.
-pub extern "C" fn rw_wlock(cookie: *mut usize, _: *const c_char, _: c_int) {
-    rules::locked("rw_wlock", cookie as usize);
-    let mut locks = LOCKS.lock().unwrap();
-    loop {
-        let lock = locks.entry(cookie as usize).or_default();
-        if !lock.writer && lock.readers == 0 {
-            lock.writer = true;
-            return;
-        }
-        locks = LOCK_FREE.wait(locks).unwrap();
-    }
-}
-
-/// `_rw_wunlock_cookie`.
-pub extern "C" fn rw_wunlock(cookie: *mut usize, _: *const c_char, _: c_int) {
-    rules::unlocked("rw_wunlock", cookie as usize);
-    let mut locks = LOCKS.lock().unwrap();
-    let lock = locks.entry(cookie as usize).or_default();
-    rule("rw_wunlock", lock.writer, "not write-locked");
-    lock.writer = false;
-    LOCK_FREE.notify_all();
-}
-
 /// `vm_page_alloc`.
 pub extern "C" fn vm_page_alloc(
     object: *mut sys::vm_object,
@@ -458,7 +394,7 @@ pub extern "C" fn vm_page_alloc(
     req: c_int,
 ) -> *mut sys::vm_page {
     let call = "vm_page_alloc";
-    rule(call, write_locked(object), "the object is not write-locked");
+    rule(call, locks::object_write_locked(object), "the object is not write-locked");
     if req & sys::VM_ALLOC_WAITOK != 0 {
         may_sleep(call);
     }
@@ -469,8 +405,7 @@ pub extern "C" fn vm_page_alloc(
         pindex < unsafe { (*object).size },
         format_args!("page {pindex} is behind the object's end"),
     );
-    if NO_MEMORY.load(Ordering::Relaxed) {
-        ALLOCS_FAILED.fetch_add(1, Ordering::Relaxed);
+    if out_of_memory() {
         return ptr::null_mut();
     }
     let page = VM.lock().unwrap().allocate(object, pindex);
@@ -480,7 +415,7 @@ pub extern "C" fn vm_page_alloc(
 
 /// `vm_page_lookup`.
 pub extern "C" fn vm_page_lookup(object: *mut sys::vm_object, pindex: u64) -> *mut sys::vm_page {
-    rule("vm_page_lookup", rules::holds(cookie(object)), "the object is not locked");
+    rule("vm_page_lookup", locks::object_locked(object), "the object is not locked");
     resident(object, pindex).map_or(ptr::null_mut(), |page| page.0)
 }
 
@@ -535,7 +470,7 @@ pub extern "C" fn vm_page_free_invalid(m: *mut sys::vm_page) {
     let page = busied(call, m);
     rule(call, page.fields().valid == 0, "the page is valid");
     rule(call, page.fields().ref_count == 0, "the page is wired: it is the consumer's");
-    rule(call, write_locked(page.fields().object), "the object is not write-locked");
+    rule(call, locks::object_write_locked(page.fields().object), "the object is not write-locked");
     VM.lock().unwrap().release(page);
 }
 
