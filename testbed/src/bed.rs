@@ -73,6 +73,13 @@ impl Bed {
         self.open(inode, Mount { block, unmapped, bmap: Bmap::Good }, true)
     }
 
+    /// Take a file away in the middle of its use, and open it anew.
+    pub fn remount(&self, file: &Arc<File>, ufs2: bool) -> Arc<File> {
+        self.files.lock().unwrap().retain(|other| !Arc::ptr_eq(other, file));
+        file.gone();
+        self.open(file.inode.clone(), file.mount, ufs2)
+    }
+
     /// What the file's byte is.
     pub fn byte(&self, file: &File, at: u64) -> u8 {
         if at >= file.inode.size {

@@ -112,7 +112,8 @@ pub extern "C" fn uma_zalloc_arg(zone: *mut c_void, _: *mut c_void, flags: c_int
             let bp: *mut sys::buf = words.as_mut_ptr().cast();
             // SAFETY: fresh and large enough.
             unsafe {
-                (*bp).b_kvabase = vm::reserve(SLOTS).cast();
+                (*bp).b_kvabase =
+                    vm::reserve(SLOTS, "a buf's memory that pmap_qenter() has not mapped").cast();
                 (*bp).b_kvasize = (SLOTS * vm::PAGE) as c_int;
             }
             bp

@@ -234,7 +234,7 @@ fn deliver(buf: &sys::buf, data: &[u8]) {
 /// The address that stands for "not mapped"; nothing is there.
 pub fn unmapped() -> usize {
     static PLACE: std::sync::LazyLock<usize> =
-        std::sync::LazyLock::new(|| vm::reserve(257) as usize);
+        std::sync::LazyLock::new(|| vm::reserve(257, "unmapped_buf") as usize);
     *PLACE
 }
 

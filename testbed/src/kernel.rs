@@ -19,7 +19,7 @@ use asyncpager::kpi::sys;
 use crate::{
     buf, callout, clock, cpu, disk,
     elf::{Loaded, Symbol},
-    locks, low, malloc,
+    graves, locks, low, malloc,
     rules::{may_sleep, record, rule, violation},
     schedule, sysctl, taskqueue, vfs, vm, vnode,
 };
@@ -191,6 +191,8 @@ pub fn check_balance() {
     ] {
         rule(call, n == 0, format_args!("{n} {what} are left"));
     }
+    let alive = graves::alive();
+    rule(call, alive.is_empty(), format_args!("still alive: {}", alive.join(", ")));
     malloc::check_freed();
     callout::forget();
 }
@@ -274,6 +276,11 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "vget" => vnode::vget,
         "vhold" => vnode::vhold,
         "vholdnz" => vnode::vholdnz,
+        "vm_object_reference" => vm::vm_object_reference,
+        "vm_object_deallocate" => vm::vm_object_deallocate,
+        "vm_object_pip_add" => vm::vm_object_pip_add,
+        "vm_object_pip_wakeup" => vm::vm_object_pip_wakeup,
+        "vm_object_pip_wakeupn" => vm::vm_object_pip_wakeupn,
         "vm_page_alloc" => vm::vm_page_alloc,
         "vm_page_free_invalid" => vm::vm_page_free_invalid,
         "vm_page_lookup" => vm::vm_page_lookup,

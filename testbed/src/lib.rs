@@ -11,6 +11,7 @@ mod clock;
 mod cpu;
 mod disk;
 mod elf;
+mod graves;
 mod kernel;
 mod locks;
 mod low;

@@ -87,6 +87,12 @@ fn release(call: &str, address: usize, exclusive: bool) {
     LOCK_FREE.notify_all();
 }
 
+/// The lock's memory is gone; nobody may have it.
+pub fn forget(call: &str, address: usize) {
+    let state = LOCKS.lock().unwrap().remove(&address).unwrap_or_default();
+    rule(call, !state.writer && state.readers == 0, "its lock is held");
+}
+
 // rwlock(9): the module has no other than the object's.
 
 fn object_class() -> Class {

@@ -90,7 +90,8 @@ pub fn record(call: &str, what: std::fmt::Arguments<'_>) {
 /// Report a broken rule and stop at once: the state is not to be trusted any more.
 pub fn violation(call: &str, rule: impl std::fmt::Display) -> ! {
     eprintln!("violation: {call}: {rule}");
-    let history = HISTORY.lock().ok().and_then(|mut history| history.take());
+    // A fault may have come while this very thread was writing history.
+    let history = HISTORY.try_lock().ok().and_then(|mut history| history.take());
     if let Some(History { events, saved: Some((file, run)) }) = history {
         let text = json!({
             "violation": format!("{call}: {rule}"), "run": run, "events": events,

@@ -18,7 +18,8 @@ use crate::{
     buf, cpu,
     disk::Manners,
     kernel::{Module, Options},
-    sendfile::{self, Outcome, getpages, getpages_async},
+    locks::VnodeLocked,
+    sendfile::{self, Outcome, Sending, getpages, getpages_async},
     sysctl,
     ufs::Inode,
     vfs::{Bmap, File, Mount, ORIGINAL, vectors},
@@ -59,6 +60,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("unload-under-load", unload_under_load),
     ("replaced-since", replaced_since),
     ("parallel", parallel),
+    ("forced-unmount", forced_unmount),
 ];
 
 /// Run one scenario in a freshly loaded module.
@@ -187,7 +189,7 @@ fn holes(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = bed.synthetic(32768, &map, 5 * 32768, true);
     for (first, count) in [(0, 1), (0, 8), (17, 3), (30, 1), (6, 5), (12, 28)] {
         good(bed, &file, first, count, 3, 3)?;
-        vm::drop_pages(file.object, false);
+        vm::drop_pages(file.object);
     }
     ensure!(counter("zeroed_bytes") > 0, "no holes were counted");
     Ok(())
@@ -200,7 +202,7 @@ fn several_runs(bed: &mut Bed, _: &Path) -> Result<()> {
     bed.disk.behave(Manners { latency: Duration::from_millis(1), ..Manners::default() });
     for (first, count) in [(0, 40), (2, 3), (3, 30), (39, 1)] {
         good(bed, &file, first, count, 8, 8)?;
-        vm::drop_pages(file.object, false);
+        vm::drop_pages(file.object);
     }
     // One part fails: the whole request does, after all parts have come back.
     bed.disk.behave(Manners { bad: vec![(194 * P..195 * P, libc::EIO)], ..Manners::default() });
@@ -223,12 +225,12 @@ fn behind_and_ahead(bed: &mut Bed, _: &Path) -> Result<()> {
     // A page that is there already ends the way in both directions.
     let outcome = good(bed, &file, 20, 2, 9, 9)?;
     ensure!((outcome.behind, outcome.ahead) == (1, 9), "{outcome:?}");
-    vm::drop_pages(file.object, false);
+    vm::drop_pages(file.object);
     good(bed, &file, 30, 1, 0, 0)?;
     let outcome = good(bed, &file, 20, 2, 0, 60)?;
     ensure!(outcome.ahead == 8, "{outcome:?}");
     // Neither the file's begin nor its end is passed.
-    vm::drop_pages(file.object, false);
+    vm::drop_pages(file.object);
     let outcome = good(bed, &file, 2, 1, 50, 0)?;
     ensure!(outcome.behind == 2, "{outcome:?}");
     let outcome = good(bed, &file, 62, 1, 0, 50)?;
@@ -240,7 +242,7 @@ fn maxphys(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = bed.synthetic(65536, &straight(100), 100 * 65536, true);
     let outcome = good(bed, &file, 512, 32, 1000, 1000)?;
     ensure!(outcome.behind + outcome.ahead + 32 == 256, "{outcome:?}");
-    vm::drop_pages(file.object, false);
+    vm::drop_pages(file.object);
     let outcome = good(bed, &file, 0, 256, 10, 10)?;
     ensure!(outcome.behind == 0, "{outcome:?}");
     ensure!(counter("calls_original") == 0, "a plan that does not fit: {:?}", sysctl::counters());
@@ -381,7 +383,7 @@ fn no_pbuf(bed: &mut Bed, _: &Path) -> Result<()> {
     for stock in 0..12 {
         buf::STOCK.store(stock, Ordering::Relaxed);
         good(bed, &apart, 3, 10, 2, 2)?;
-        vm::drop_pages(apart.object, false);
+        vm::drop_pages(apart.object);
     }
     ensure!(counter("no_pbuf") > 0, "not counted");
     Ok(())
@@ -406,7 +408,7 @@ fn small_blocks(bed: &mut Bed, _: &Path) -> Result<()> {
             let file = bed.synthetic(block, &map, 64 * block - 300, unmapped);
             let count = file.inode.size.div_ceil(P);
             good(bed, &file, 0, count, 4, 4)?;
-            vm::drop_pages(file.object, false);
+            vm::drop_pages(file.object);
             // A block that is valid already may be newer than the disk.
             let pages = grab(&file, 0, count);
             pages[1].fields().valid = 0b1111;
@@ -452,7 +454,9 @@ fn large_sector(bed: &mut Bed, _: &Path) -> Result<()> {
 fn no_iodone(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = bed.synthetic(32768, &straight(8), 8 * 32768, true);
     let pages = grab(&file, 10, 4);
+    let locked = VnodeLocked::new(file.vnode, false, "vm_fault");
     let outcome = getpages(&file, &pages, 3, 5, true);
+    drop(locked);
     ensure!(outcome.code == 0 && (outcome.behind, outcome.ahead) == (3, 5), "{outcome:?}");
     check_bytes(bed, &file, 10, &pages)?;
     pages.iter().for_each(|page| page.unbusy("test"));
@@ -464,6 +468,7 @@ fn sync(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = bed.synthetic(32768, &straight(8), 8 * 32768, true);
     let sync_call = |first: u64, ahead: i32| -> Result<(i32, Vec<Page>)> {
         let pages = grab(&file, first, 4);
+        let _locked = VnodeLocked::new(file.vnode, false, "vm_fault");
         let outcome = getpages(&file, &pages, 2, ahead, false);
         Ok((outcome.code, pages))
     };
@@ -495,7 +500,7 @@ fn sync(bed: &mut Bed, _: &Path) -> Result<()> {
 fn mapped(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = bed.synthetic(32768, &straight(8), 7 * 32768 + 5000, false);
     good(bed, &file, 10, 4, 3, 5)?;
-    vm::drop_pages(file.object, false);
+    vm::drop_pages(file.object);
     good(bed, &file, 50, 8, 3, 5)?;
     ensure!(vm::MAPPED.load(Ordering::Relaxed) == 0, "pages are left mapped");
     Ok(())
@@ -645,5 +650,27 @@ fn parallel(bed: &mut Bed, _: &Path) -> Result<()> {
     });
     let (sent, failed, ()) = senders(bed, &files, || std::thread::sleep(Duration::from_secs(3)))?;
     ensure!(sent > 100 && failed > 0, "{sent} requests sent, {failed} failed");
+    Ok(())
+}
+
+/// The file, its mount and its memory go while bufs are in flight, and whoever
+/// has been told of the end of his request must not be waited for.
+fn forced_unmount(bed: &mut Bed, _: &Path) -> Result<()> {
+    bed.disk.behave(Manners { latency: Duration::from_millis(4), ..Manners::default() });
+    sendfile::LINGER.store(8000, Ordering::Relaxed);
+    let mut file = bed.synthetic(32768, &straight(40), 40 * 32768 - 700, true);
+    for round in 0..20 {
+        let first = round * 16 * P;
+        let sending = Sending::begin(&file, first, 9 * P, 20)
+            .ok_or_else(|| anyhow!("refused before the unmount"))?;
+        let new = bed.remount(&file, round % 2 == 0);
+        ensure!(Sending::begin(&file, 0, P, 0).is_none(), "a file that is gone is sent");
+        let mut got = Vec::new();
+        let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
+        let want = (first..first + 9 * P).map(|at| bed.byte(&new, at));
+        ensure!(sent == Ok(()) && want.eq(got.iter().copied()), "round {round}: {sent:?}");
+        file = new;
+    }
+    sendfile::LINGER.store(0, Ordering::Relaxed);
     Ok(())
 }

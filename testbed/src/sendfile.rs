@@ -42,6 +42,10 @@ struct Expected {
 // SAFETY: addresses of pages, which live for ever.
 unsafe impl Send for Expected {}
 
+/// Microseconds that iodone's thread takes to come back, when everything that
+/// it had is somebody else's again.
+pub static LINGER: AtomicU64 = AtomicU64::new(0);
+
 #[derive(Default)]
 struct State {
     outstanding: usize,
@@ -53,6 +57,23 @@ struct State {
 struct Io {
     state: Mutex<State>,
     done: Condvar,
+    /// The object whose `paging_in_progress` counts them; NULL for no object.
+    object: usize,
+}
+
+impl Io {
+    /// One of them is over; with the last one, the object may go.
+    fn end(&self, error: c_int) {
+        let mut state = self.state.lock().unwrap();
+        if error != 0 {
+            state.error = error;
+        }
+        state.outstanding -= 1;
+        if state.outstanding == 0 && self.object != 0 {
+            vm::vm_object_pip_wakeup(self.object as *mut sys::vm_object);
+        }
+        self.done.notify_all();
+    }
 }
 
 /// sendfile_iodone(): checks the contract, and unbusies.
@@ -91,12 +112,11 @@ unsafe extern "C" fn iodone(
             page.unbusy(call);
         }
     }
-    let mut state = expected.io.state.lock().unwrap();
-    if error != 0 {
-        state.error = error;
+    expected.io.end(error);
+    let linger = LINGER.load(Ordering::Relaxed);
+    if linger > 0 && !schedule::is_one_thread() {
+        std::thread::sleep(Duration::from_micros(linger));
     }
-    state.outstanding -= 1;
-    expected.io.done.notify_all();
 }
 
 /// What one call of VOP_GETPAGES_ASYNC came to.
@@ -115,7 +135,9 @@ pub struct Outcome {
 /// Call VOP_GETPAGES_ASYNC for busied pages and wait for its iodone.
 pub fn getpages_async(file: &File, pages: &[Page], behind: c_int, ahead: c_int) -> Outcome {
     let io = Arc::new(Io::default());
+    let locked = VnodeLocked::new(file.vnode, false, "VOP_GETPAGES_ASYNC");
     let (code, behind, ahead) = start(file, &io, pages, Some(behind), Some(ahead));
+    drop(locked);
     let error = wait(&io);
     rule(
         "VOP_GETPAGES_ASYNC",
@@ -187,7 +209,8 @@ fn wait(io: &Io) -> c_int {
     state.error
 }
 
-/// Call VOP_GETPAGES for busied pages; its return value, and extra pages read.
+/// Call VOP_GETPAGES for busied pages of a locked vnode; its return value, and
+/// extra pages read.
 pub fn getpages(
     file: &File,
     pages: &[Page],
@@ -226,7 +249,7 @@ pub fn sendfile(
     nocache: bool,
     sink: impl FnMut(&[u8]),
 ) -> Result<(), c_int> {
-    Sending::begin(file, offset, len, readahead).finish(nocache, sink)
+    Sending::begin(file, offset, len, readahead).ok_or(sys::EINVAL)?.finish(nocache, sink)
 }
 
 /// A sendfile whose pages are on their way.
@@ -239,22 +262,32 @@ pub struct Sending {
 }
 
 impl Sending {
-    /// sendfile_swapin(): start what is missing, wait for nothing but busy pages.
-    pub fn begin(file: &File, offset: u64, len: u64, readahead: c_int) -> Self {
+    /// vn_sendfile(): start what is missing, wait for nothing but busy pages.
+    /// `None` when the file is gone.
+    pub fn begin(file: &File, offset: u64, len: u64, readahead: c_int) -> Option<Self> {
         // kern_sendfile.c holds the vnode lock until all I/O has begun.
-        let _shared = VnodeLocked::new(file.vnode, false, "kern_sendfile");
+        let entered = file.enter("kern_sendfile")?;
         let len = len.min(file.size().saturating_sub(offset));
         let first = offset / PAGE as u64;
         let count = ((offset + len).div_ceil(PAGE as u64) - first) as usize;
         let count = if len == 0 { 0 } else { count };
+        vm::vm_object_reference(file.object);
         let pages: Vec<Page> =
             (0..count).map(|i| vm::grab(file.object, first + i as u64)).collect();
-        let mut sending = Self { io: Arc::default(), pages, offset, len, failed: false };
+        let state = Mutex::new(State { outstanding: 1, error: 0 });
+        let io = Arc::new(Io { state, object: file.object as usize, ..Io::default() });
+        vm::vm_object_pip_add(file.object, 1);
+        let mut sending = Self { io, pages, offset, len, failed: false };
         let mut i = 0;
         while i < count {
             i += sending.swapin(file, first, i, readahead);
         }
-        sending
+        sending.io.end(0);
+        // From here on wired pages and I/O in flight are all that is left of
+        // it: neither the vnode nor the object is held.
+        drop(entered);
+        vm::vm_object_deallocate(file.object);
+        Some(sending)
     }
 
     fn range(&self, i: usize) -> std::ops::Range<usize> {

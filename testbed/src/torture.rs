@@ -23,7 +23,6 @@ use crate::{
     buf, cpu,
     disk::Manners,
     kernel::{Module, Options},
-    locks::VnodeLocked,
     rules, schedule,
     sendfile::{self, Sending},
     sysctl,
@@ -46,6 +45,25 @@ struct Tally {
     reloads: AtomicU64,
     switched: AtomicU64,
     resized: AtomicU64,
+    unmounted: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// A file's name, so to speak: what is open there now.
+struct Slot(Mutex<Arc<File>>);
+
+impl Slot {
+    fn open(&self) -> Arc<File> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// Take the file away in the middle of its use, and open it anew.
+    fn remount(&self, bed: &Bed, ufs2: bool) {
+        let old = self.open();
+        // Until the new one is there, who comes is refused.
+        let new = bed.remount(&old, ufs2);
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = new;
+    }
 }
 
 /// How to torture.
@@ -100,6 +118,8 @@ pub fn run(common: &Common, plan: Plan, save: &Path) -> Result<()> {
         "reloads": get(&tally.reloads),
         "switches": get(&tally.switched),
         "truncations_and_extensions": get(&tally.resized),
+        "forced_unmounts": get(&tally.unmounted),
+        "requests_refused": get(&tally.refused),
         "violations": 0,
     });
     if common.json {
@@ -163,7 +183,7 @@ fn one(
     let options = Options::default();
     let mut bed = Bed::new(&common.ko, &options, image, sector, seed, !plan.deterministic)?;
     let files: Vec<_> = ["", "", "", "", "", CUT]
-        .map(|path| file(&bed, path, sector as u64, &mut rng))
+        .map(|path| Slot(Mutex::new(file(&bed, path, sector as u64, &mut rng))))
         .into_iter()
         .collect();
     let before = sendfile::CALLS.load(Ordering::Relaxed);
@@ -181,6 +201,7 @@ fn one(
     result?;
     buf::STOCK.store(usize::MAX, Ordering::Relaxed);
     vm::NO_MEMORY.store(false, Ordering::Relaxed);
+    sendfile::LINGER.store(0, Ordering::Relaxed);
     let errors = bed.disk.errors.load(Ordering::Relaxed);
     bed.finish()?;
     Ok(errors)
@@ -191,7 +212,7 @@ fn threads(
     common: &Common,
     bed: &Bed,
     module: &Mutex<Option<Module>>,
-    files: &[Arc<File>],
+    files: &[Slot],
     rng: &mut fastrand::Rng,
     tally: &Tally,
     over: impl Fn() -> bool,
@@ -229,7 +250,7 @@ fn single(
     common: &Common,
     bed: &Bed,
     module: &Mutex<Option<Module>>,
-    files: &[Arc<File>],
+    files: &[Slot],
     rng: &mut fastrand::Rng,
     tally: &Tally,
     over: impl Fn() -> bool,
@@ -271,8 +292,8 @@ fn file(bed: &Bed, path: &str, sector: u64, rng: &mut fastrand::Rng) -> Arc<File
 }
 
 /// What a consumer wants.
-struct Op<'a> {
-    file: &'a File,
+struct Op {
+    file: Arc<File>,
     offset: u64,
     len: u64,
     behind: i32,
@@ -283,15 +304,15 @@ struct Op<'a> {
 }
 
 /// An [`Op`] that has begun.
-struct Begun<'a>(Op<'a>, Option<Sending>);
+struct Begun(Op, Option<Sending>);
 
-impl<'a> Op<'a> {
-    fn draw(files: &'a [Arc<File>], rng: &mut fastrand::Rng) -> Self {
-        let file = &files[rng.usize(..files.len())];
+impl Op {
+    fn draw(files: &[Slot], rng: &mut fastrand::Rng) -> Self {
+        let file = files[rng.usize(..files.len())].open();
         let order = [8, 14, 17][rng.usize(..3)];
         Self {
-            file,
             offset: rng.u64(..file.inode.size),
+            file,
             len: rng.u64(1..1 << order),
             behind: rng.i32(0..9),
             ahead: rng.i32(0..40),
@@ -301,24 +322,26 @@ impl<'a> Op<'a> {
         }
     }
 
-    fn begin(self) -> Begun<'a> {
-        let sending =
-            (!self.fault).then(|| Sending::begin(self.file, self.offset, self.len, self.ahead));
+    fn begin(self) -> Begun {
+        let sending = (!self.fault)
+            .then(|| Sending::begin(&self.file, self.offset, self.len, self.ahead))
+            .flatten();
         Begun(self, sending)
     }
 }
 
-impl Begun<'_> {
+impl Begun {
     fn end(self, bed: &Bed, tally: &Tally) -> Result<()> {
         let Self(op, sending) = self;
         let Some(sending) = sending else {
-            tally.faulted.fetch_add(1, Ordering::Relaxed);
-            return fault(bed, &op);
+            let count = if op.fault && fault(bed, &op)? { &tally.faulted } else { &tally.refused };
+            count.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
         };
         let (mut at, mut wrong) = (op.offset, None);
         let result = sending.finish(op.nocache, |bytes| {
             for byte in bytes {
-                if !right(bed, op.file, at, *byte) {
+                if !right(bed, &op.file, at, *byte) {
                     wrong.get_or_insert(at);
                 }
                 at += 1;
@@ -338,15 +361,16 @@ fn right(bed: &Bed, file: &File, at: u64, byte: u8) -> bool {
     byte == bed.byte(file, at) || byte == 0 && file.inode.path == CUT
 }
 
-/// A page fault: one page through the sync VOP, with pages around it.
-fn fault(bed: &Bed, op: &Op<'_>) -> Result<()> {
-    let _shared = VnodeLocked::new(op.file.vnode, false, "vm_fault");
+/// A page fault: one page through the sync VOP, with pages around it. Whether
+/// the file was still there.
+fn fault(bed: &Bed, op: &Op) -> Result<bool> {
+    let Some(_entered) = op.file.enter("vm_fault") else { return Ok(false) };
     if op.offset >= op.file.size() {
-        return Ok(());
+        return Ok(true);
     }
     let page = vm::grab(op.file.object, op.offset / PAGE as u64);
     if page.fields().valid == 0 {
-        let outcome = sendfile::getpages(op.file, &[page], op.behind, op.ahead, !op.sync);
+        let outcome = sendfile::getpages(&op.file, &[page], op.behind, op.ahead, !op.sync);
         let valid = page.fields().valid != 0;
         ensure!(valid == (outcome.code == 0), "{outcome:?}, and the page is valid: {valid}");
         let start = op.offset / PAGE as u64 * PAGE as u64;
@@ -354,12 +378,12 @@ fn fault(bed: &Bed, op: &Op<'_>) -> Result<()> {
             // SAFETY: the page is busied by this thread.
             let byte = unsafe { *page.data().add(at) };
             let at = start + at as u64;
-            ensure!(right(bed, op.file, at, byte), "byte {at} is wrong after a fault");
+            ensure!(right(bed, &op.file, at, byte), "byte {at} is wrong after a fault");
         }
     }
     page.unbusy("vm_fault");
     vm::unwire(page, !op.nocache);
-    Ok(())
+    Ok(true)
 }
 
 /// Change something about the world.
@@ -367,7 +391,7 @@ fn disturb(
     common: &Common,
     bed: &Bed,
     module: &Mutex<Option<Module>>,
-    files: &[Arc<File>],
+    files: &[Slot],
     rng: &mut fastrand::Rng,
     tally: &Tally,
 ) -> Result<()> {
@@ -377,7 +401,7 @@ fn disturb(
         vm::NO_MEMORY.store(false, Ordering::Relaxed);
         buf::STOCK.store(usize::MAX, Ordering::Relaxed);
     }
-    match rng.u8(..12) {
+    match rng.u8(..13) {
         0..=3 => {
             let at = rng.u64(..DISK as u64);
             bed.disk.behave(Manners {
@@ -391,7 +415,7 @@ fn disturb(
         4..=5 => vm::NO_MEMORY.store(true, Ordering::Relaxed),
         6 => buf::STOCK.store(rng.usize(..40), Ordering::Relaxed),
         7..=8 => {
-            let file = &files[rng.usize(..files.len())];
+            let file = files[rng.usize(..files.len())].open();
             let freed = vm::reclaim(file.object, 1 + rng.usize(..3), rng);
             tally.reclaimed.fetch_add(freed as u64, Ordering::Relaxed);
         }
@@ -410,12 +434,19 @@ fn disturb(
             tally.reloads.fetch_add(1, Ordering::Relaxed);
         }
         11 => {
-            let file = files.iter().find(|file| file.inode.path == CUT);
+            let file = files.iter().map(Slot::open).find(|file| file.inode.path == CUT);
             if let Some(file) = file {
                 let whole = file.inode.size;
                 file.set_size(if one_in(rng, 3) { whole } else { rng.u64(1..=whole) });
                 tally.resized.fetch_add(1, Ordering::Relaxed);
             }
+        }
+        12 => {
+            // What comes after iodone is seen to be over before the memory goes.
+            let linger = if one_in(rng, 2) { rng.u64(..300) } else { 0 };
+            sendfile::LINGER.store(linger, Ordering::Relaxed);
+            files[rng.usize(..files.len())].remount(bed, rng.bool());
+            tally.unmounted.fetch_add(1, Ordering::Relaxed);
         }
         _ => {}
     }

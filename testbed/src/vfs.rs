@@ -15,7 +15,8 @@ use asyncpager::kpi::sys;
 
 use crate::{
     disk::Disk,
-    locks::VnodeLocked,
+    graves,
+    locks::{self, VnodeLocked},
     low,
     rules::{may_sleep, rule},
     ufs::Inode,
@@ -101,9 +102,9 @@ pub fn restored() -> bool {
 impl File {
     /// Open a file: a vnode with its object, no pages yet.
     pub fn open(inode: Inode, mount: Mount, disk: &Arc<Disk>, ufs2: bool) -> Arc<Self> {
-        let vnode: *mut sys::vnode = low::zeroed();
-        let mp: *mut sys::mount = low::zeroed();
-        let ip: *mut sys::inode = low::zeroed();
+        let vnode: *mut sys::vnode = graves::born("vnode");
+        let mp: *mut sys::mount = graves::born("mount");
+        let ip: *mut sys::inode = graves::born("inode");
         let object = vm::new_object(inode.size);
         // SAFETY: fresh memory of the right types.
         unsafe {
@@ -142,7 +143,7 @@ impl File {
         self.size.store(size, Ordering::Release);
     }
 
-    /// Reclaim the vnode: its pages must all be let go of.
+    /// Close a file that nobody uses: nothing may be left of anybody's use.
     pub fn close(&self) {
         let call = "vgone";
         let (hold, used) = with_vnode(call, self.vnode, |v| (v.v_holdcnt, v.v_usecount));
@@ -151,8 +152,52 @@ impl File {
             (hold, used) == (1, 1),
             format_args!("v_holdcnt is {hold} and v_usecount {used}, not 1: a reference is left"),
         );
-        vm::drop_pages(self.object, true);
+        vm::drop_pages(self.object);
+        self.gone();
+    }
+
+    /// A forced unmount, or reclaim: vgone() under the exclusive vnode lock,
+    /// and the mount and the inode are no more. The vnode and the object stay
+    /// for as long as somebody holds them.
+    pub fn gone(&self) {
+        let locked = VnodeLocked::new(self.vnode, true, "vgone");
+        with_vnode("vgone", self.vnode, |fields| {
+            fields.v_irflag |= sys::VIRF_DOOMED as i16;
+        });
+        vm::invalidate(self.object);
+        vm::destroy(self.object);
+        let (mount, inode) = with_vnode("vgone", self.vnode, |fields| {
+            fields.v_bufobj.bo_object = std::ptr::null_mut();
+            fields.v_op = dead_vector();
+            fields.v_type = sys::VBAD;
+            (
+                std::mem::replace(&mut fields.v_mount, std::ptr::null_mut()),
+                std::mem::replace(&mut fields.v_data, std::ptr::null_mut()),
+            )
+        });
+        graves::bury(inode.cast::<sys::inode>());
+        drop(locked);
+        graves::bury(mount);
         vnode::vrele(self.vnode);
+    }
+
+    /// Open it for a use that may come too late: a reference on the vnode and
+    /// its shared lock, unless it is gone.
+    pub fn enter(&self, call: &'static str) -> Option<Entered> {
+        {
+            let files = FILES.lock().unwrap();
+            files.get(&(self.vnode as usize))?;
+            // SAFETY: a live vnode, whose interlock is held.
+            let fields = unsafe { &mut *self.vnode };
+            if fields.v_usecount == 0 {
+                return None;
+            }
+            fields.v_usecount += 1;
+        }
+        let locked = VnodeLocked::new(self.vnode, false, call);
+        let doomed = is_doomed(call, self.vnode);
+        let entered = Entered { locked: Some(locked), vnode: self.vnode };
+        (!doomed).then_some(entered)
     }
 
     /// VOP_BMAP(9) without the VOP: place, run after, run before.
@@ -191,6 +236,25 @@ impl File {
     }
 }
 
+/// A use of a file: see [`File::enter`].
+pub struct Entered {
+    locked: Option<VnodeLocked>,
+    vnode: *mut sys::vnode,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.locked = None;
+        vnode::vrele(self.vnode);
+    }
+}
+
+/// `dead_vnodeops`, which serve nothing.
+fn dead_vector() -> *mut sys::vop_vector {
+    static PLACE: LazyLock<usize> = LazyLock::new(|| low::zeroed::<sys::vop_vector>() as usize);
+    *PLACE as *mut sys::vop_vector
+}
+
 /// Look at a vnode's fields with its interlock held.
 pub fn with_vnode<T>(
     call: &str,
@@ -211,6 +275,8 @@ pub fn is_doomed(call: &str, vnode: *mut sys::vnode) -> bool {
 /// Nobody holds the vnode any more.
 pub fn let_go(vnode: *mut sys::vnode) {
     FILES.lock().unwrap().remove(&(vnode as usize));
+    locks::forget("vdrop", vnode as usize);
+    graves::bury(vnode);
 }
 
 fn file(call: &str, vnode: *mut sys::vnode) -> Arc<File> {
@@ -231,6 +297,7 @@ pub extern "C" fn vop_bmap_apv(_: *mut sys::vop_vector, ap: *mut sys::vop_bmap_a
         }
         let Some(bn) = (*ap).a_bnp.as_mut() else { return 0 };
         may_sleep("VOP_BMAP");
+        rule("VOP_BMAP", locks::vnode_locked((*ap).a_vp).is_some(), "the vnode is not locked");
         if file.mount.bmap == Bmap::Fails {
             return sys::EIO;
         }

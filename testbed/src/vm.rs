@@ -10,12 +10,13 @@ use std::{
         Condvar, LazyLock, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use asyncpager::kpi::sys;
 
 use crate::{
-    locks, low,
+    graves, locks,
     rules::{may_sleep, record, rule, violation},
     schedule,
 };
@@ -82,10 +83,22 @@ static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
     }
 });
 
+/// An object, beside its structure.
+#[derive(Default)]
+struct Object {
+    /// Resident pages.
+    pages: BTreeMap<u64, usize>,
+    /// `ref_count`.
+    references: usize,
+    /// `paging_in_progress`.
+    paging: usize,
+    /// OBJ_DEAD: it goes with the last of both.
+    dead: bool,
+}
+
 #[derive(Default)]
 struct Vm {
-    /// Resident pages of each object.
-    objects: HashMap<usize, BTreeMap<u64, usize>>,
+    objects: HashMap<usize, Object>,
     free: Vec<usize>,
     used: usize,
 }
@@ -95,6 +108,9 @@ static VM: LazyLock<Mutex<Vm>> = LazyLock::new(|| {
     Mutex::new(Vm { free: (1..PAGES).rev().collect(), ..Vm::default() })
 });
 static BUSY: Condvar = Condvar::new();
+
+/// Who sleeps longer than this sleeps for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A page of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,14 +180,166 @@ fn bits(offset: usize, len: usize) -> u8 {
 
 /// A new vnode object for a file of `bytes`.
 pub fn new_object(bytes: u64) -> *mut sys::vm_object {
-    let object: *mut sys::vm_object = low::zeroed();
+    let object: *mut sys::vm_object = graves::born("vm object");
     // SAFETY: fresh; the union holds vnp for a vnode's object.
     unsafe {
         (*object).size = bytes.div_ceil(PAGE as u64);
         (*object).un_pager.vnp.vnp_size = bytes as i64;
     }
-    VM.lock().unwrap().objects.insert(object as usize, BTreeMap::new());
+    VM.lock().unwrap().objects.insert(object as usize, Object::default());
     object
+}
+
+impl Vm {
+    fn object(&mut self, call: &str, object: *mut sys::vm_object) -> &mut Object {
+        let Some(object) = self.objects.get_mut(&(object as usize)) else {
+            violation(call, format_args!("{object:?} is not a live object"));
+        };
+        object
+    }
+
+    fn page(&self, object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
+        let index = *self.objects.get(&(object as usize))?.pages.get(&pindex)?;
+        // SAFETY: an index of the array.
+        Some(Page(unsafe { MACHINE.pages.add(index) }))
+    }
+
+    fn pages(&self, object: *mut sys::vm_object) -> Vec<Page> {
+        let object = self.objects.get(&(object as usize));
+        let indices = object.into_iter().flat_map(|object| object.pages.values());
+        // SAFETY: indices of the array.
+        indices.map(|index| Page(unsafe { MACHINE.pages.add(*index) })).collect()
+    }
+}
+
+/// `vm_object_reference`.
+pub extern "C" fn vm_object_reference(object: *mut sys::vm_object) {
+    let call = "vm_object_reference";
+    let mut vm = VM.lock().unwrap();
+    let object = vm.object(call, object);
+    rule(call, !object.dead, "the object is dead");
+    object.references += 1;
+}
+
+/// `vm_object_deallocate`: the last reference of a dead object ends it.
+pub extern "C" fn vm_object_deallocate(object: *mut sys::vm_object) {
+    let call = "vm_object_deallocate";
+    may_sleep(call);
+    let mut vm = VM.lock().unwrap();
+    let known = vm.object(call, object);
+    rule(call, known.references > 0, "there is no reference");
+    known.references -= 1;
+    let last = known.references == 0 && known.dead;
+    drop(vm);
+    if last {
+        terminate(object);
+    }
+}
+
+/// `vm_object_pip_add`.
+pub extern "C" fn vm_object_pip_add(object: *mut sys::vm_object, count: i16) {
+    VM.lock().unwrap().object("vm_object_pip_add", object).paging += count as usize;
+}
+
+/// `vm_object_pip_wakeupn`.
+pub extern "C" fn vm_object_pip_wakeupn(object: *mut sys::vm_object, count: i16) {
+    let call = "vm_object_pip_wakeup";
+    let mut vm = VM.lock().unwrap();
+    let object = vm.object(call, object);
+    rule(call, object.paging >= count as usize, "paging_in_progress falls below zero");
+    object.paging -= count as usize;
+    BUSY.notify_all();
+}
+
+/// `vm_object_pip_wakeup`.
+pub extern "C" fn vm_object_pip_wakeup(object: *mut sys::vm_object) {
+    vm_object_pip_wakeupn(object, 1);
+}
+
+/// Sleep until `done` finds what it waits for.
+fn wait_for<T>(call: &str, mut done: impl FnMut(&mut Vm) -> Option<T>) -> T {
+    may_sleep(call);
+    let mut vm = VM.lock().unwrap();
+    loop {
+        if let Some(result) = done(&mut vm) {
+            return result;
+        }
+        if schedule::is_one_thread() {
+            drop(vm);
+            rule(call, schedule::pump(), "deadlock: nobody is left to wake this thread");
+            vm = VM.lock().unwrap();
+        } else {
+            let (next, late) = BUSY.wait_timeout(vm, PATIENCE).unwrap();
+            rule(call, !late.timed_out(), "nobody wakes this thread");
+            vm = next;
+        }
+    }
+}
+
+/// vinvalbuf() of a vnode that goes: its pages are freed once nobody has them
+/// busied; wired ones become invalid.
+pub fn invalidate(object: *mut sys::vm_object) {
+    let call = "vm_object_page_remove";
+    while let Some(page) = wait_for(call, |vm| {
+        let pages = vm.pages(object);
+        let left: Vec<_> = pages
+            .into_iter()
+            .filter(|p| p.is_busy() || p.fields().valid != 0 || p.fields().ref_count == 0)
+            .collect();
+        let idle = left.iter().find(|page| !page.is_busy()).copied();
+        if left.is_empty() { Some(None) } else { idle.map(Some) }
+    }) {
+        locks::with_object(object, || {
+            let mut vm = VM.lock().unwrap();
+            let fields = page.fields();
+            if fields.object != object || page.is_busy() {
+                return;
+            }
+            fields.valid = 0;
+            if fields.ref_count == 0 {
+                vm.release(page);
+            }
+        });
+    }
+}
+
+/// vnode_destroy_vobject(): wait until nobody pages any more; the object is
+/// dead, and ends at once or with its last reference.
+pub fn destroy(object: *mut sys::vm_object) {
+    let call = "vnode_destroy_vobject";
+    let last = wait_for(call, |vm| {
+        let object = vm.object(call, object);
+        rule(call, !object.dead, "the object is dead already");
+        object.dead = object.paging == 0;
+        object.dead.then_some(object.references == 0)
+    });
+    // SAFETY: alive until it is terminated.
+    unsafe { (*object).handle = ptr::null_mut() };
+    if last {
+        terminate(object);
+    }
+}
+
+/// vm_object_terminate(): wired pages outlive their object.
+fn terminate(object: *mut sys::vm_object) {
+    let call = "vm_object_terminate";
+    record(call, format_args!("object {object:?}"));
+    wait_for(call, |vm| (vm.object(call, object).paging == 0).then_some(()));
+    let mut vm = VM.lock().unwrap();
+    for page in vm.pages(object) {
+        let fields = page.fields();
+        let pindex = fields.pindex;
+        rule(call, fields.busy_lock == UNBUSIED, format_args!("page {pindex} is left busy"));
+        if fields.ref_count == 0 {
+            vm.release(page);
+        } else {
+            fields.object = ptr::null_mut();
+        }
+    }
+    vm.objects.remove(&(object as usize));
+    drop(vm);
+    locks::forget(call, locks::object_cookie(object));
+    graves::bury(object);
 }
 
 /// The page at `pindex`, busied and wired for a consumer: an existing one, when
@@ -181,26 +349,18 @@ pub fn grab(object: *mut sys::vm_object, pindex: u64) -> Page {
         if let Some(page) = locks::with_object(object, || try_grab(object, pindex)) {
             return page;
         }
-        if schedule::pump() {
-            continue;
-        }
-        let vm = VM.lock().unwrap();
-        let busy = |vm: &mut Vm| {
-            let index = vm.objects.get(&(object as usize)).and_then(|pages| pages.get(&pindex));
-            // SAFETY: an index of the array.
-            index.is_some_and(|i| Page(unsafe { MACHINE.pages.add(*i) }).is_busy())
-        };
-        drop(BUSY.wait_while(vm, busy).unwrap());
+        wait_for("vm_page_busy_sleep", |vm| {
+            let busy = vm.page(object, pindex).is_some_and(Page::is_busy);
+            (!busy).then_some(())
+        });
     }
 }
 
 /// `None` when the page is busy.
 fn try_grab(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
     let mut vm = VM.lock().unwrap();
-    let page = match vm.objects.get(&(object as usize)).and_then(|pages| pages.get(&pindex)) {
-        Some(index) => {
-            // SAFETY: an index of the array.
-            let page = Page(unsafe { MACHINE.pages.add(*index) });
+    let page = match vm.page(object, pindex) {
+        Some(page) => {
             if page.is_busy() {
                 return None;
             }
@@ -231,14 +391,14 @@ impl Vm {
         fields.ref_count = 0;
         // SAFETY: the page's own memory.
         unsafe { page.data().write_bytes(GARBAGE, PAGE) };
-        self.objects.get_mut(&(object as usize))?.insert(pindex, index);
+        self.objects.get_mut(&(object as usize))?.pages.insert(pindex, index);
         Some(page)
     }
 
     fn release(&mut self, page: Page) {
         let fields = page.fields();
-        if let Some(pages) = self.objects.get_mut(&(fields.object as usize)) {
-            pages.remove(&fields.pindex);
+        if let Some(object) = self.objects.get_mut(&(fields.object as usize)) {
+            object.pages.remove(&fields.pindex);
         }
         fields.object = ptr::null_mut();
         fields.busy_lock = FREED;
@@ -254,39 +414,28 @@ pub fn unwire(page: Page, keep: bool) {
     let fields = page.fields();
     rule("vm_page_unwire", fields.ref_count > 0, "the page is not wired");
     fields.ref_count -= 1;
-    if fields.ref_count == 0 && fields.busy_lock == UNBUSIED && (!keep || fields.valid == 0) {
+    let gone = fields.object.is_null() || !keep || fields.valid == 0;
+    if fields.ref_count == 0 && fields.busy_lock == UNBUSIED && gone {
         vm.release(page);
     }
 }
 
 /// The page at `pindex` if it is resident.
 pub fn resident(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
-    let vm = VM.lock().unwrap();
-    let index = *vm.objects.get(&(object as usize))?.get(&pindex)?;
-    // SAFETY: an index of the array.
-    Some(Page(unsafe { MACHINE.pages.add(index) }))
+    VM.lock().unwrap().page(object, pindex)
 }
 
-/// Drop the object's cached pages; with `last`, the object too. Every page
-/// must be unbusied and unwired by now.
-pub fn drop_pages(object: *mut sys::vm_object, last: bool) {
+/// Drop the object's cached pages, every one of which must be unbusied and
+/// unwired by now.
+pub fn drop_pages(object: *mut sys::vm_object) {
+    let call = "vm_object_page_remove";
     let mut vm = VM.lock().unwrap();
-    let pages: Vec<usize> = vm
-        .objects
-        .get(&(object as usize))
-        .map(|p| p.values().copied().collect())
-        .unwrap_or_default();
-    for index in pages {
-        // SAFETY: an index of the array.
-        let page = Page(unsafe { MACHINE.pages.add(index) });
+    for page in vm.pages(object) {
         let fields = page.fields();
         let (pindex, busy, wired) = (fields.pindex, fields.busy_lock, fields.ref_count);
-        rule("vm_object_terminate", busy == UNBUSIED, format_args!("page {pindex} is left busy"));
-        rule("vm_object_terminate", wired == 0, format_args!("page {pindex} is left wired"));
+        rule(call, busy == UNBUSIED, format_args!("page {pindex} is left busy"));
+        rule(call, wired == 0, format_args!("page {pindex} is left wired"));
         vm.release(page);
-    }
-    if last {
-        vm.objects.remove(&(object as usize));
     }
 }
 
@@ -295,15 +444,8 @@ pub fn drop_pages(object: *mut sys::vm_object, last: bool) {
 pub fn reclaim(object: *mut sys::vm_object, one_in: usize, rng: &mut fastrand::Rng) -> usize {
     locks::with_object(object, || {
         let mut vm = VM.lock().unwrap();
-        let pages: Vec<usize> = vm
-            .objects
-            .get(&(object as usize))
-            .map(|pages| pages.values().copied().collect())
-            .unwrap_or_default();
         let mut freed = 0;
-        for index in pages {
-            // SAFETY: an index of the array.
-            let page = Page(unsafe { MACHINE.pages.add(index) });
+        for page in vm.pages(object) {
             let fields = page.fields();
             if fields.busy_lock == UNBUSIED && fields.ref_count == 0 && rng.usize(..one_in) == 0 {
                 vm.release(page);
@@ -338,15 +480,13 @@ pub fn set_size(object: *mut sys::vm_object, bytes: u64) {
     loop {
         let page = {
             let vm = VM.lock().unwrap();
-            let pages = vm.objects.get(&(object as usize));
-            let found = pages.into_iter().flat_map(|pages| pages.range(first..)).find(|(_, i)| {
-                // SAFETY: an index of the array.
-                let page = Page(unsafe { MACHINE.pages.add(**i) });
+            let found = vm.pages(object).into_iter().find(|page| {
                 let fields = page.fields();
                 let cut = fields.pindex >= end && (fields.ref_count == 0 || fields.valid != 0);
-                page.is_busy() || cut || fields.pindex < end && !purged(page, bytes)
+                let beyond = fields.pindex >= first;
+                beyond && (page.is_busy() || cut || fields.pindex < end && !purged(*page, bytes))
             });
-            found.map(|(pindex, _)| *pindex)
+            found.map(|page| page.fields().pindex)
         };
         let Some(pindex) = page.filter(|_| shrinks) else { break };
         let page = grab(object, pindex);
@@ -500,20 +640,11 @@ pub extern "C" fn pmap_zero_page_area(m: *mut sys::vm_page, offset: c_int, size:
     unsafe { page.data().add(offset).write_bytes(0, size) };
 }
 
-/// Reserve addresses that nothing backs.
-pub fn reserve(pages: usize) -> *mut u8 {
-    // SAFETY: a fresh mapping without access.
-    unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            pages * PAGE,
-            libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-        .cast()
-    }
+/// Addresses of `pages` pages that fault.
+pub fn reserve(pages: usize, what: &str) -> *mut u8 {
+    let at = graves::reserve(pages * PAGE);
+    graves::name(at as usize..at as usize + pages * PAGE, what);
+    at
 }
 
 /// `pmap_qenter`: the pages appear at `va`, the same memory a second time.

@@ -91,6 +91,7 @@ checks! {
     unload_under_load: "unload-under-load",
     replaced_since: "replaced-since",
     parallel: "parallel",
+    forced_unmount: "forced-unmount",
 }
 
 /// Images with 4, 32 and 64 KiB blocks and files of all shapes.

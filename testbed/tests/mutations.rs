@@ -229,4 +229,12 @@ mutations! {
         "    CONTEXT.end();" => "";
     zone_leaked: "sync", "src/lib.rs",
         "        tunables::release();\n        vop::PBUFS.destroy();" => "        tunables::release();";
+    object_used_after_the_reply: "forced-unmount", "src/pager/complete.rs",
+        "lead.reply().send(outcome);" =>
+        "lead.reply().send(outcome); core::hint::black_box(lead.vnode().and_then(|v| v.object()).map(|o| o.vnp_size()));";
+    object_lock_recursed: "end-of-file", "src/pager/complete.rs",
+        "let read = pages.len()" => "let _again = object.read(); let read = pages.len()";
+    object_lock_kept_after_completion: "end-of-file", "src/pager/complete.rs",
+        "    let locked = object.read();\n    let read = pages.len()" =>
+        "    let locked = core::mem::ManuallyDrop::new(object.read());\n    let read = pages.len()";
 }
