@@ -12,6 +12,7 @@ use anyhow::{Result, bail};
 use crate::{
     disk::{self, Disk},
     kernel::{self, Module, Options},
+    schedule,
     ufs::Inode,
     vfs::{Bmap, File, Mount},
 };
@@ -27,18 +28,19 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// Load the module over a disk that holds `image`.
+    /// Load the module, or none, over a disk that holds `image`.
     pub fn new(
-        ko: &Path,
+        ko: Option<&Path>,
         options: &Options,
         image: Vec<u8>,
         sector: i32,
         seed: u64,
         threaded: bool,
     ) -> Result<Self> {
-        let module = Module::load(ko, options)?;
+        schedule::begin(!threaded, seed);
+        let module = ko.map(|ko| Module::load(ko, options)).transpose()?;
         let (disk, thread) = Disk::new(image, sector, seed, threaded);
-        Ok(Self { module: Some(module), disk, thread, files: Mutex::default() })
+        Ok(Self { module, disk, thread, files: Mutex::default() })
     }
 
     /// Open a file of the disk.

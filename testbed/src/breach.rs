@@ -5,15 +5,22 @@
 use std::{
     ffi::{c_int, c_void},
     ptr,
+    sync::{Arc, atomic::Ordering},
 };
 
 use anyhow::{Result, anyhow, bail};
 use asyncpager::kpi::sys;
 
 use crate::{
-    callout, cpu, locks, low, malloc,
+    callout, cpu,
+    disk::{self, Disk},
+    locks, low, malloc, pager,
     rules::{self, Context},
-    schedule, taskqueue, vm, witness,
+    schedule, sendfile, stock, taskqueue,
+    ufs::Inode,
+    vfs::{Bmap, File, Mount},
+    vm::{self, Page},
+    vnode, witness,
 };
 
 /// A rule's name, words that its violation has to say, and how to break it.
@@ -56,6 +63,27 @@ pub const ALL: &[Breach] = &[
     ("written-after-free", "written to after free", written_after_free),
     ("allocation-left", "1 allocations of type one are left", allocation_left),
     ("waiting-malloc-in-completion", "sleeping in a completion thread", waiting_malloc),
+    ("pager-object-locked", "the object is locked", pager_object_locked),
+    ("pager-not-paging", "paging_in_progress is not raised", pager_not_paging),
+    ("pager-first-page-bogus", "page 0 of 2 is bogus_page", pager_first_page_bogus),
+    ("pager-last-page-bogus", "page 1 of 2 is bogus_page", pager_last_page_bogus),
+    ("pager-page-not-busied", "page 0 is not exclusive-busied", pager_page_not_busied),
+    ("pager-page-valid", "page 1 is valid already", pager_page_valid),
+    ("pager-page-dirty", "page 0 is dirty", pager_page_dirty),
+    ("pager-pages-apart", "page 1 does not follow", pager_pages_apart),
+    ("pager-page-of-another", "page 1 is another object's", pager_page_of_another),
+    ("pager-vnode-unlocked", "the vnode is not locked", pager_vnode_unlocked),
+    ("pager-without-the-vop", "has no getpages_async", pager_without_the_vop),
+    ("pager-dead-object", "the object is dead", pager_dead_object),
+    ("stock-forgets-a-hole", "nobody is left to call iodone", stock_forgets_a_hole),
+    ("stock-forgets-a-small-block", "nobody is left to call iodone", stock_forgets_small),
+    ("stock-drops-the-last-page", "count 1 for a request of 2", stock_drops_the_last_page),
+    ("vnode-used-after-free", "the vnode", vnode_used_after_free),
+    ("mount-used-after-free", "was freed, and byte", mount_used_after_free),
+    ("unmapped-buf-touched", "touching unmapped_buf", unmapped_buf_touched),
+    ("hold-dropped-twice", "the hold belonged to a reference", hold_dropped_twice),
+    ("reference-left", "a reference is left", reference_left),
+    ("locked-without-a-hold", "the vnode is not held", locked_without_a_hold),
     ("malloc-without-a-mode", "neither M_WAITOK nor M_NOWAIT", malloc_without_a_mode),
 ];
 
@@ -393,6 +421,188 @@ fn waiting_malloc() {
 
 fn malloc_without_a_mode() {
     malloc::malloc(24, kind(c"one"), 0);
+}
+
+/// A swap object, and two busied pages of it.
+fn swap() -> (*mut sys::vm_object, [Page; 2]) {
+    let object = vm::new_swap_object(8);
+    vm::vm_object_pip_add(object, 1);
+    (object, [2, 3].map(|i| vm::grab(object, i)))
+}
+
+unsafe extern "C" fn unheard(_: *mut c_void, _: *mut *mut sys::vm_page, _: c_int, _: c_int) {}
+
+fn ask(object: *mut sys::vm_object, pages: &[Page]) {
+    let mut pages: Vec<_> = pages.iter().map(|page| page.0).collect();
+    pager::get_pages_async(pager::Request {
+        object,
+        pages: pages.as_mut_ptr(),
+        count: pages.len() as c_int,
+        behind: ptr::null_mut(),
+        ahead: ptr::null_mut(),
+        iodone: unheard,
+        arg: ptr::null_mut(),
+    });
+}
+
+fn pager_object_locked() {
+    let (object, pages) = swap();
+    locks::with_object(object, || ask(object, &pages));
+}
+
+fn pager_not_paging() {
+    let (object, pages) = swap();
+    vm::vm_object_pip_wakeup(object);
+    ask(object, &pages);
+}
+
+fn pager_first_page_bogus() {
+    let (object, [_, second]) = swap();
+    ask(object, &[Page::bogus(), second]);
+}
+
+fn pager_last_page_bogus() {
+    let (object, [first, _]) = swap();
+    ask(object, &[first, Page::bogus()]);
+}
+
+fn pager_page_not_busied() {
+    let (object, pages) = swap();
+    pages[0].unbusy("breach");
+    ask(object, &pages);
+}
+
+fn pager_page_valid() {
+    let (object, pages) = swap();
+    pages[1].fields().valid = u8::MAX;
+    ask(object, &pages);
+}
+
+fn pager_page_dirty() {
+    let (object, pages) = swap();
+    pages[0].fields().dirty = 1;
+    ask(object, &pages);
+}
+
+fn pager_pages_apart() {
+    let (object, [first, _]) = swap();
+    ask(object, &[first, vm::grab(object, 5)]);
+}
+
+fn pager_page_of_another() {
+    let (object, [first, _]) = swap();
+    ask(object, &[first, swap().1[1]]);
+}
+
+/// A file of 14.2's own, without the module: a block, a hole, a last page.
+fn file(block: u64) -> Arc<File> {
+    let (disk, _) = Disk::new(vec![7; 1 << 20], 512, 1, false);
+    let map = vec![Some(8), None, Some(16)];
+    let inode = Inode { path: "breach".into(), number: 4, size: 2 * block + 100, map };
+    File::open(inode, Mount { block, unmapped: true, bmap: Bmap::Good }, &disk, true)
+}
+
+fn pager_vnode_unlocked() {
+    let file = file(4096);
+    vm::vm_object_pip_add(file.object, 1);
+    ask(file.object, &[vm::grab(file.object, 0)]);
+}
+
+fn pager_without_the_vop() {
+    let file = file(4096);
+    vm::vm_object_pip_add(file.object, 1);
+    let _locked = locks::VnodeLocked::new(file.vnode, false, "breach");
+    // SAFETY: the file's own vnode.
+    unsafe { (*file.vnode).v_op = low::zeroed() };
+    ask(file.object, &[vm::grab(file.object, 0)]);
+}
+
+fn pager_dead_object() {
+    let (object, pages) = swap();
+    vm::vm_object_reference(object);
+    pages.iter().for_each(|page| page.unbusy("breach"));
+    vm::vm_object_pip_wakeup(object);
+    vm::destroy(object);
+    vm::vm_object_pip_add(object, 1);
+    let pages = [2, 3].map(|i| vm::grab(object, i));
+    ask(object, &pages);
+}
+
+fn stock_forgets(block: u64, first: u64, count: u64) {
+    stock::FAITHFUL.store(true, Ordering::Relaxed);
+    let file = file(block);
+    let pages: Vec<_> = (first..first + count).map(|i| vm::grab(file.object, i)).collect();
+    if first + count == 3 {
+        // The file's last page, of which a part is there already.
+        pages[count as usize - 1].fields().valid = 1;
+    }
+    sendfile::getpages_async(&file, &pages, 0, 0);
+}
+
+fn stock_forgets_a_hole() {
+    stock_forgets(4096, 1, 1);
+}
+
+fn stock_forgets_small() {
+    stock_forgets(512, 0, 1);
+}
+
+fn stock_drops_the_last_page() {
+    stock::FAITHFUL.store(true, Ordering::Relaxed);
+    let (disk, _) = Disk::new(vec![7; 1 << 20], 512, 1, false);
+    let inode =
+        Inode { path: "breach".into(), number: 4, size: 4196, map: vec![Some(8), Some(16)] };
+    let mount = Mount { block: 4096, unmapped: true, bmap: Bmap::Good };
+    let file = File::open(inode, mount, &disk, true);
+    let pages = [0, 1].map(|i| vm::grab(file.object, i));
+    pages[1].fields().valid = 1;
+    sendfile::getpages_async(&file, &pages, 0, 0);
+}
+
+fn vnode_used_after_free() {
+    let file = file(4096);
+    file.gone();
+    // SAFETY: on purpose: the address of a vnode that is no more.
+    unsafe { (&raw const (*file.vnode).v_irflag).read_volatile() };
+}
+
+fn mount_used_after_free() {
+    let file = file(4096);
+    // SAFETY: on purpose: the mount is gone when it is looked at.
+    unsafe {
+        let mount = (*file.vnode).v_mount;
+        vnode::vhold(file.vnode);
+        file.gone();
+        (&raw const (*mount).mnt_kern_flag).read_volatile();
+    }
+}
+
+fn unmapped_buf_touched() {
+    // Whoever faults is told by the same handler as for the dead.
+    file(4096);
+    // SAFETY: on purpose.
+    unsafe { (disk::unmapped() as *const u8).read_volatile() };
+}
+
+fn hold_dropped_twice() {
+    // A second reference keeps the vnode itself.
+    let file = file(4096);
+    vnode::vhold(file.vnode);
+    vnode::vdrop(file.vnode);
+    vnode::vdrop(file.vnode);
+}
+
+fn reference_left() {
+    let file = file(4096);
+    vnode::vref(file.vnode);
+    file.close();
+}
+
+fn locked_without_a_hold() {
+    let file = file(4096);
+    // SAFETY: the file's own vnode; as after a vdrop() too many.
+    unsafe { (*file.vnode).v_holdcnt = 0 };
+    vnode::vn_lock(file.vnode, sys::LK_SHARED, ptr::null(), 0);
 }
 
 #[cfg(test)]

@@ -231,7 +231,7 @@ pub unsafe extern "C" fn bdone(bp: *mut sys::buf) {
 
 /// `bwait`.
 pub extern "C" fn bwait(bp: *mut sys::buf, _: u8, _: *const c_char) {
-    may_sleep("bwait");
+    crate::disk::waits("bwait");
     let mut guard = DONE_LOCK.lock().unwrap();
     // SAFETY: the caller waits for its own buf.
     while unsafe { (&raw const (*bp).b_flags).read_volatile() } & sys::B_DONE as u32 == 0 {

@@ -2,6 +2,7 @@
 //! The disk: serves bufs from an image after a latency, and fails when told to.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     ffi::c_int,
     ops::Range,
@@ -17,7 +18,7 @@ use asyncpager::kpi::sys;
 
 use crate::{
     buf, cpu, low,
-    rules::{Context, no_lock, record, rule, run_as},
+    rules::{Context, may_sleep, no_lock, record, rule, run_as},
     schedule,
     vm::{self, PAGE, Page},
 };
@@ -37,19 +38,32 @@ pub struct Manners {
     pub gone: bool,
 }
 
+/// What becomes of a read: the bytes, or an errno.
+pub type Outcome = Result<Vec<u8>, c_int>;
+
+/// What the disk has to do.
+enum Work {
+    /// A buf of the module's.
+    Buf(usize),
+    /// A read of the testbed's own: the models of the original VOPs.
+    Read(Range<u64>, Box<dyn FnOnce(Outcome) + Send>),
+}
+
 /// A disk.
 pub struct Disk {
     /// The bufobj that bufs name.
     pub bufobj: *mut sys::bufobj,
     image: Vec<u8>,
     manners: Mutex<Manners>,
-    queue: Mutex<Vec<(Instant, usize)>>,
+    queue: Mutex<Vec<(Instant, Work)>>,
     arrived: Condvar,
     stop: AtomicBool,
     /// Transfers completed, and how many of them with an error.
     pub transfers: AtomicU64,
     /// See `transfers`.
     pub errors: AtomicU64,
+    /// Bytes that were asked for.
+    pub bytes: AtomicU64,
     rng: Mutex<fastrand::Rng>,
 }
 
@@ -70,7 +84,7 @@ pub fn waiting() -> usize {
 /// its seed picks. False when there is no such disk or it is idle.
 pub fn pump() -> bool {
     let Some(disk) = PUMPED.lock().unwrap().clone() else { return false };
-    let bp = {
+    let work = {
         let mut queue = disk.queue.lock().unwrap();
         if queue.is_empty() {
             return false;
@@ -78,7 +92,7 @@ pub fn pump() -> bool {
         let pick = disk.rng.lock().unwrap().usize(..queue.len());
         queue.swap_remove(pick).1
     };
-    disk.complete(bp as *mut sys::buf);
+    disk.finish(work);
     true
 }
 
@@ -110,6 +124,7 @@ impl Disk {
             stop: AtomicBool::new(false),
             transfers: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
             rng: Mutex::new(fastrand::Rng::with_seed(seed)),
         });
         DISKS.lock().unwrap().get_or_insert_default().insert(bufobj as usize, disk.clone());
@@ -120,7 +135,6 @@ impl Disk {
                 worker.work();
             })
         });
-        schedule::begin(!threaded, seed);
         *PUMPED.lock().unwrap() = (!threaded).then(|| disk.clone());
         (disk, thread)
     }
@@ -134,6 +148,12 @@ impl Disk {
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.arrived.notify_all();
+    }
+
+    /// Bytes of a sector.
+    pub fn sector(&self) -> u64 {
+        // SAFETY: a live bufobj.
+        unsafe { (*self.bufobj).bo_bsize as u64 }
     }
 
     /// The bytes of the image, without the disk's manners.
@@ -165,18 +185,52 @@ impl Disk {
             }
             // Disks reorder.
             let pick = due[self.rng.lock().unwrap().usize(..due.len())];
-            let (_, bp) = queue.swap_remove(pick);
+            let (_, work) = queue.swap_remove(pick);
             drop(queue);
-            self.complete(bp as *mut sys::buf);
+            self.finish(work);
             queue = self.queue.lock().unwrap();
         }
     }
 
-    fn complete(&self, bp: *mut sys::buf) {
+    fn enqueue(&self, work: Work) {
+        let due = Instant::now() + self.manners.lock().unwrap().latency;
+        self.queue.lock().unwrap().push((due, work));
+        self.arrived.notify_all();
+    }
+
+    /// Read, and call `done` from the completion thread.
+    pub fn read(&self, range: Range<u64>, done: impl FnOnce(Outcome) + Send + 'static) {
+        no_lock("bstrategy");
+        self.enqueue(Work::Read(range, Box::new(done)));
+    }
+
+    /// Read, and wait for it.
+    pub fn read_and_wait(&self, range: Range<u64>) -> Outcome {
+        let done = Arc::new((Mutex::new(None), Condvar::new()));
+        let theirs = done.clone();
+        self.read(range, move |outcome| {
+            *theirs.0.lock().unwrap() = Some(outcome);
+            theirs.1.notify_all();
+        });
+        waits("bwait");
+        let mut outcome = done.0.lock().unwrap();
+        loop {
+            if let Some(outcome) = outcome.take() {
+                return outcome;
+            }
+            if schedule::is_one_thread() {
+                drop(outcome);
+                schedule::pump();
+                outcome = done.0.lock().unwrap();
+            } else {
+                outcome = done.1.wait(outcome).unwrap();
+            }
+        }
+    }
+
+    /// What the disk's manners make of a transfer: bytes that it is short of, or an errno.
+    fn transfer(&self, start: u64, len: u64) -> Result<u64, c_int> {
         let manners = self.manners.lock().unwrap().clone();
-        // SAFETY: the buf is the disk's until b_iodone is called.
-        let buf = unsafe { &mut *bp };
-        let (start, len) = (buf.b_iooffset as u64, buf.b_bcount as u64);
         let bad = manners.bad.iter().find(|(r, _)| r.start < start + len && start < r.end);
         let unlucky =
             manners.fail_percent > 0 && self.rng.lock().unwrap().u8(..100) < manners.fail_percent;
@@ -187,16 +241,46 @@ impl Disk {
             None => 0,
         };
         self.transfers.fetch_add(1, Ordering::Relaxed);
-        buf.b_resid = 0;
+        self.bytes.fetch_add(len, Ordering::Relaxed);
         if error != 0 {
             self.errors.fetch_add(1, Ordering::Relaxed);
-            buf.b_error = error;
-            buf.b_ioflags = sys::BIO_ERROR as u16;
-            buf.b_resid = buf.b_bcount;
-        } else {
-            let short = if manners.short { 512.min(len) } else { 0 };
-            buf.b_resid = short as i64;
-            deliver(buf, &self.image[start as usize..(start + len - short) as usize]);
+            return Err(error);
+        }
+        Ok(if manners.short { 512.min(len) } else { 0 })
+    }
+
+    fn finish(&self, work: Work) {
+        match work {
+            Work::Buf(bp) => self.complete(bp as *mut sys::buf),
+            Work::Read(range, done) => {
+                let outcome = self.transfer(range.start, range.end - range.start);
+                let outcome = match outcome {
+                    // A short read is an error to whoever looks at b_resid.
+                    Ok(short) if short > 0 => Err(sys::EIO),
+                    Ok(_) => Ok(self.image[range.start as usize..range.end as usize].to_vec()),
+                    Err(errno) => Err(errno),
+                };
+                run_as(Context::Completion, "b_iodone", || done(outcome));
+            }
+        }
+    }
+
+    fn complete(&self, bp: *mut sys::buf) {
+        // SAFETY: the buf is the disk's until b_iodone is called.
+        let buf = unsafe { &mut *bp };
+        let (start, len) = (buf.b_iooffset as u64, buf.b_bcount as u64);
+        let mut error = 0;
+        match self.transfer(start, len) {
+            Err(errno) => {
+                error = errno;
+                buf.b_error = errno;
+                buf.b_ioflags = sys::BIO_ERROR as u16;
+                buf.b_resid = buf.b_bcount;
+            }
+            Ok(short) => {
+                buf.b_resid = short as i64;
+                deliver(buf, &self.image[start as usize..(start + len - short) as usize]);
+            }
         }
         buf::runningbufwakeup(bp);
         record("bufdone", format_args!("buf {bp:?} errno {error} resid {}", buf.b_resid));
@@ -306,7 +390,20 @@ unsafe extern "C" fn strategy(bo: *mut sys::bufobj, bp: *mut sys::buf) {
     else {
         crate::rules::violation(call, "not a disk");
     };
-    let due = Instant::now() + disk.manners.lock().unwrap().latency;
-    disk.queue.lock().unwrap().push((due, bp as usize));
-    disk.arrived.notify_all();
+    disk.enqueue(Work::Buf(bp as usize));
+}
+
+thread_local! {
+    static WAITS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// This thread waits for a disk.
+pub fn waits(call: &str) {
+    may_sleep(call);
+    WAITS.set(WAITS.get() + 1);
+}
+
+/// How often this thread has waited for a disk.
+pub fn waited() -> u64 {
+    WAITS.get()
 }

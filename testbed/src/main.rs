@@ -4,7 +4,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
-use asyncpager_testbed::{Common, breach, scenario, serve, torture};
+use asyncpager_testbed::{Common, breach, compare, scenario, serve, torture};
 use clap::{Parser, Subcommand};
 
 /// Run asyncpager.ko in userspace.
@@ -68,6 +68,14 @@ enum Command {
         #[arg(long)]
         about: Option<String>,
     },
+    /// The same requests through stock 14.2, the emulation, and the module.
+    Compare {
+        #[command(flatten)]
+        common: Common,
+        /// How many.
+        #[arg(long, default_value_t = 2000)]
+        requests: u64,
+    },
     /// Break a rule of the testbed's own KPI on purpose: it must end with exit code 2.
     Breach {
         /// List the names, and what the violation has to say, and stop.
@@ -108,6 +116,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Replay { common, file } => torture::replay(&common, &file),
         Command::Explain { file, about } => torture::explain(&file, about.as_deref()),
+        Command::Compare { common, requests } => compare::run(&common, requests),
         Command::Breach { name: Some(name), list: false } => breach::run(&name),
         Command::Breach { .. } => {
             breach::ALL.iter().for_each(|(name, says, _)| println!("{name}: {says}"));

@@ -19,10 +19,11 @@ use crate::{
     disk::Manners,
     kernel::{Module, Options},
     locks::VnodeLocked,
+    pager::{Block, swap_free, swap_out},
     sendfile::{self, Outcome, Sending, getpages, getpages_async},
     sysctl,
     ufs::Inode,
-    vfs::{Bmap, File, Mount, ORIGINAL, vectors},
+    vfs::{Bmap, EMULATED, File, Mount, ORIGINAL, vectors},
     vm::{self, PAGE, Page},
 };
 
@@ -61,6 +62,8 @@ pub const ALL: &[(&str, Run)] = &[
     ("replaced-since", replaced_since),
     ("parallel", parallel),
     ("forced-unmount", forced_unmount),
+    ("swap-pager", swap_pager),
+    ("stock-model", stock_model),
 ];
 
 /// Run one scenario in a freshly loaded module.
@@ -71,7 +74,7 @@ pub fn run(name: &str, ko: &Path, seed: u64) -> Result<()> {
         .ok_or_else(|| anyhow!("no scenario {name}: `check --list` names them"))?;
     let mut rng = fastrand::Rng::with_seed(seed);
     let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(DISK).collect();
-    let mut bed = Bed::new(ko, &Options::default(), image, 512, seed, true)?;
+    let mut bed = Bed::new(Some(ko), &Options::default(), image, 512, seed, true)?;
     run(&mut bed, ko)?;
     buf::STOCK.store(usize::MAX, Ordering::Relaxed);
     vm::NO_MEMORY.store(false, Ordering::Relaxed);
@@ -510,10 +513,7 @@ fn disabled(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = bed.synthetic(32768, &straight(8), 8 * 32768, true);
     ensure!(sysctl::write("vfs.asyncpager.enabled", false) == 0, "sysctl");
     good(bed, &file, 0, 4, 0, 0)?;
-    ensure!(
-        counter("calls_async") == 0 && bed.disk.transfers.load(Ordering::Relaxed) == 0,
-        "still at work"
-    );
+    ensure!(counter("calls_async") == 0 && counter("bufs") == 0, "still at work");
     ensure!(sysctl::write("vfs.asyncpager.enabled", true) == 0, "sysctl");
     good(bed, &file, 10, 4, 0, 0)?;
     ensure!(counter("calls_async") == 1, "not at work again");
@@ -672,5 +672,65 @@ fn forced_unmount(bed: &mut Bed, _: &Path) -> Result<()> {
         file = new;
     }
     sendfile::LINGER.store(0, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The swap pager's emulation: its answers, and what iodone is told of them.
+fn swap_pager(_: &mut Bed, _: &Path) -> Result<()> {
+    let object = vm::new_swap_object(8);
+    for i in 0..4 {
+        swap_out(object, i, Block::Data(vec![i as u8 + 1; PAGE]));
+    }
+    swap_out(object, 4, Block::Bad);
+    for (first, count, code, error) in [
+        (0, 3, sys::VM_PAGER_OK, 0),
+        (3, 2, sys::VM_PAGER_ERROR, libc::EIO),
+        // What the second page lacks is not a hole of the first.
+        (2, 4, sys::VM_PAGER_ERROR, libc::EIO),
+        (6, 1, sys::VM_PAGER_FAIL, libc::EINVAL),
+    ] {
+        let pages: Vec<Page> = (first..first + count).map(|i| vm::grab(object, i)).collect();
+        let outcome = sendfile::swap_getpages(object, &pages);
+        ensure!((outcome.code, outcome.error) == (code, error), "pages from {first}: {outcome:?}");
+        for (i, page) in (first..).zip(&pages) {
+            let there = i < 4 && code != sys::VM_PAGER_FAIL;
+            ensure!(there == (page.fields().valid == u8::MAX), "page {i}: {outcome:?}");
+            // SAFETY: a wired page's own memory.
+            let right = !there || unsafe { *page.data().add(PAGE - 1) } == i as u8 + 1;
+            ensure!(right, "page {i} is wrong");
+        }
+        pages.iter().for_each(|page| vm::unwire(*page, false));
+    }
+    swap_free(object);
+    vm::destroy(object);
+    Ok(())
+}
+
+/// The models of what the module replaces keep the same promises, where 14.2
+/// does not forget its caller.
+fn stock_model(bed: &mut Bed, _: &Path) -> Result<()> {
+    ensure!(sysctl::write("vfs.asyncpager.enabled", false) == 0, "sysctl");
+    for emulated in [false, true] {
+        EMULATED.store(emulated, Ordering::Relaxed);
+        bed.disk.behave(Manners { latency: Duration::from_micros(300), ..Manners::default() });
+        let file = bed.synthetic(32768, &straight(8), 8 * 32768 - 700, true);
+        let outcome = good(bed, &file, 10, 4, 3, 5)?;
+        let around = if emulated { (0, 0) } else { (3, 5) };
+        ensure!((outcome.behind, outcome.ahead) == around, "{outcome:?}");
+        good(bed, &file, 60, 4, 0, 9)?;
+        let holes = bed.synthetic(32768, &[None, Some(7), None], 3 * 32768, true);
+        good(bed, &holes, 3, 1, 2, 2)?;
+        good(bed, &holes, 8, 8, 2, 2)?;
+        let small = bed.synthetic(1024, &[Some(3), None, Some(9), Some(1), Some(0)], 5000, true);
+        good(bed, &small, 0, 2, 0, 0)?;
+        bed.disk.behave(Manners { bad: vec![(0..DISK as u64, libc::EIO)], ..Manners::default() });
+        let pages = grab(&file, 20, 4);
+        let outcome = getpages_async(&file, &pages, 2, 2);
+        ensure!(outcome.error != 0, "{outcome:?}");
+        ensure!(vm::resident(file.object, 24).is_none(), "a page read ahead is left behind");
+        release(&pages);
+    }
+    EMULATED.store(false, Ordering::Relaxed);
+    ensure!(counter("calls_async") == 0, "the module was at work");
     Ok(())
 }

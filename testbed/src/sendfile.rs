@@ -14,7 +14,9 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
+    disk,
     locks::VnodeLocked,
+    pager,
     rules::{record, rule, violation},
     schedule,
     vfs::File,
@@ -23,6 +25,9 @@ use crate::{
 
 /// Calls of VOP_GETPAGES and VOP_GETPAGES_ASYNC so far.
 pub static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// How many of them made their caller wait for the disk, though async.
+pub static CALLS_WAITED: AtomicU64 = AtomicU64::new(0);
 
 /// Requests that stay known after their end, so that a late second iodone is
 /// caught and not undefined.
@@ -132,11 +137,17 @@ pub struct Outcome {
     pub ahead: c_int,
 }
 
+/// An object's I/Os that one call of its pager begins.
+fn paging(object: *mut sys::vm_object) -> Arc<Io> {
+    vm::vm_object_pip_add(object, 1);
+    Arc::new(Io { object: object as usize, ..Io::default() })
+}
+
 /// Call VOP_GETPAGES_ASYNC for busied pages and wait for its iodone.
 pub fn getpages_async(file: &File, pages: &[Page], behind: c_int, ahead: c_int) -> Outcome {
-    let io = Arc::new(Io::default());
+    let io = paging(file.object);
     let locked = VnodeLocked::new(file.vnode, false, "VOP_GETPAGES_ASYNC");
-    let (code, behind, ahead) = start(file, &io, pages, Some(behind), Some(ahead));
+    let (code, behind, ahead) = start(file.object, &io, pages, Some(behind), Some(ahead));
     drop(locked);
     let error = wait(&io);
     rule(
@@ -148,7 +159,7 @@ pub fn getpages_async(file: &File, pages: &[Page], behind: c_int, ahead: c_int) 
 }
 
 fn start(
-    file: &File,
+    object: *mut sys::vm_object,
     io: &Arc<Io>,
     pages: &[Page],
     behind: Option<c_int>,
@@ -174,20 +185,19 @@ fn start(
     );
     io.state.lock().unwrap().outstanding += 1;
     let (mut rbehind, mut rahead) = (behind.unwrap_or(0), ahead.unwrap_or(0));
-    // SAFETY: a VOP's argument block; the array lives until iodone, because a
-    // synchronous failure is the only user of it after the call's return.
-    let code = unsafe {
-        let mut ap: sys::vop_getpages_async_args = std::mem::zeroed();
-        ap.a_vp = file.vnode;
-        ap.a_m = array.as_mut_ptr();
-        ap.a_count = array.len() as c_int;
-        ap.a_rbehind = if behind.is_some() { &mut rbehind } else { std::ptr::null_mut() };
-        ap.a_rahead = if ahead.is_some() { &mut rahead } else { std::ptr::null_mut() };
-        ap.a_iodone = Some(iodone);
-        ap.a_arg = arg;
-        let vop = (*(*file.vnode).v_op).vop_getpages_async;
-        vop.map_or(sys::VM_PAGER_ERROR, |vop| vop(&mut ap))
-    };
+    let waited = disk::waited();
+    let code = pager::get_pages_async(pager::Request {
+        object,
+        pages: array.as_mut_ptr(),
+        count: array.len() as c_int,
+        behind: if behind.is_some() { &mut rbehind } else { std::ptr::null_mut() },
+        ahead: if ahead.is_some() { &mut rahead } else { std::ptr::null_mut() },
+        iodone,
+        arg,
+    });
+    // The VOP has no claim on the caller's array after it has returned.
+    array.fill(std::ptr::dangling_mut());
+    CALLS_WAITED.fetch_add(u64::from(disk::waited() > waited), Ordering::Relaxed);
     (code, rbehind, rahead)
 }
 
@@ -200,6 +210,9 @@ fn wait(io: &Io) -> c_int {
         if pumped || state.outstanding == 0 {
             continue;
         }
+        if schedule::is_one_thread() {
+            violation("sendfile_iowait", "nobody is left to call iodone: the process hangs");
+        }
         let (next, late) = io.done.wait_timeout(state, PATIENCE).unwrap();
         state = next;
         if late.timed_out() {
@@ -207,6 +220,13 @@ fn wait(io: &Io) -> c_int {
         }
     }
     state.error
+}
+
+/// The same for pages of an object that swap space backs.
+pub fn swap_getpages(object: *mut sys::vm_object, pages: &[Page]) -> Outcome {
+    let io = paging(object);
+    let (code, behind, ahead) = start(object, &io, pages, None, Some(4));
+    Outcome { code, error: wait(&io), behind, ahead }
 }
 
 /// Call VOP_GETPAGES for busied pages of a locked vnode; its return value, and
@@ -332,7 +352,7 @@ impl Sending {
             }
         }
         let last = i + run.len() == count;
-        let (code, ..) = start(file, &self.io, &run, None, last.then_some(readahead));
+        let (code, ..) = start(file.object, &self.io, &run, None, last.then_some(readahead));
         self.failed = code != sys::VM_PAGER_OK;
         reach
     }

@@ -82,7 +82,7 @@ pub fn serve(common: &Common, image: &Path, source: &Path) -> Result<()> {
         grow_vnode: common.grow_vnode,
         tunables: common.tunable.clone(),
     };
-    let bed = Bed::new(&common.ko, &options, bytes, 512, common.seed, true)?;
+    let bed = Bed::new(Some(&common.ko), &options, bytes, 512, common.seed, true)?;
     bed.disk.behave(Manners {
         latency: Duration::from_millis(common.latency),
         fail_percent: common.fail,

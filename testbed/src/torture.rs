@@ -181,7 +181,7 @@ fn one(
     let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(DISK).collect();
     let sector = if rng.u8(..4) == 0 { 4096 } else { 512 };
     let options = Options::default();
-    let mut bed = Bed::new(&common.ko, &options, image, sector, seed, !plan.deterministic)?;
+    let mut bed = Bed::new(Some(&common.ko), &options, image, sector, seed, !plan.deterministic)?;
     let files: Vec<_> = ["", "", "", "", "", CUT]
         .map(|path| Slot(Mutex::new(file(&bed, path, sector as u64, &mut rng))))
         .into_iter()

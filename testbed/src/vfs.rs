@@ -4,10 +4,10 @@
 
 use std::{
     collections::HashMap,
-    ffi::{c_char, c_int},
+    ffi::{c_char, c_int, c_void},
     sync::{
         Arc, LazyLock, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -18,9 +18,11 @@ use crate::{
     graves,
     locks::{self, VnodeLocked},
     low,
+    pager::Iodone,
     rules::{may_sleep, rule},
+    stock,
     ufs::Inode,
-    vm::{self, PAGE, Page},
+    vm::{self, Page},
     vnode,
 };
 
@@ -215,24 +217,9 @@ impl File {
         (place, after as c_int, before as c_int)
     }
 
-    /// Fill a busied page from the image, past the disk's manners.
-    fn fill(&self, page: Page) {
-        let start = page.fields().pindex * PAGE as u64;
-        for i in 0..PAGE as u64 / 512 {
-            let byte = start + i * 512;
-            // SAFETY: within the page.
-            let to =
-                unsafe { std::slice::from_raw_parts_mut(page.data().add(i as usize * 512), 512) };
-            to.fill(0);
-            let (place, ..) = self.bmap(byte / self.mount.block);
-            if place >= 0 && byte < self.size() {
-                let from = place as usize * 512 + (byte % self.mount.block) as usize;
-                let n = (self.size() - byte).min(512) as usize;
-                if let Some(data) = self.disk.image().get(from..from + n) {
-                    to[..n].copy_from_slice(data);
-                }
-            }
-        }
+    /// The disk that it is on.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
     }
 }
 
@@ -313,48 +300,64 @@ pub extern "C" fn vop_bmap_apv(_: *mut sys::vop_vector, ap: *mut sys::vop_bmap_a
     0
 }
 
+/// Calls of the original async VOP are emulated over the sync one.
+pub static EMULATED: AtomicBool = AtomicBool::new(false);
+
 unsafe extern "C" fn original_getpages(ap: *mut sys::vop_getpages_args) -> c_int {
     ORIGINAL[0].fetch_add(1, Ordering::Relaxed);
-    may_sleep("the original VOP_GETPAGES");
     // SAFETY: the caller's argument block.
-    unsafe { serve((*ap).a_vp, (*ap).a_m, (*ap).a_count, (*ap).a_rbehind, (*ap).a_rahead) };
-    sys::VM_PAGER_OK
+    unsafe {
+        let ap = &*ap;
+        let (behind, ahead) = (ap.a_rbehind, ap.a_rahead);
+        original(ap.a_vp, ap.a_m, ap.a_count, behind, ahead, None, stock::getpages)
+    }
 }
 
 unsafe extern "C" fn original_getpages_async(ap: *mut sys::vop_getpages_async_args) -> c_int {
     ORIGINAL[1].fetch_add(1, Ordering::Relaxed);
-    may_sleep("the original VOP_GETPAGES_ASYNC");
     // SAFETY: the caller's argument block.
     unsafe {
-        serve((*ap).a_vp, (*ap).a_m, (*ap).a_count, (*ap).a_rbehind, (*ap).a_rahead);
-        if let Some(iodone) = (*ap).a_iodone {
-            iodone((*ap).a_arg, (*ap).a_m, (*ap).a_count, 0);
-        }
+        let ap = &*ap;
+        let iodone = ap.a_iodone.map(|iodone| (iodone, ap.a_arg));
+        let (behind, ahead) = (ap.a_rbehind, ap.a_rahead);
+        original(ap.a_vp, ap.a_m, ap.a_count, behind, ahead, iodone, |call| {
+            let sector = call.file.disk().sector();
+            match call.iodone {
+                Some(_) if !EMULATED.load(Ordering::Relaxed) => stock::getpages_async(call, sector),
+                _ => stock::emulation(call),
+            }
+        })
     }
-    sys::VM_PAGER_OK
 }
 
-unsafe fn serve(
+/// A call of an original VOP, as its model wants it.
+unsafe fn original(
     vnode: *mut sys::vnode,
-    pages: *mut *mut sys::vm_page,
+    array: *mut *mut sys::vm_page,
     count: c_int,
     behind: *mut c_int,
     ahead: *mut c_int,
-) {
-    let file = file("the original VOP", vnode);
-    for i in 0..count as usize {
-        // SAFETY: the caller's array.
-        let page = Page(unsafe { *pages.add(i) });
-        if page != Page::bogus() && page.fields().valid == 0 {
-            rule("the original VOP", page.is_busy(), "a page is not busied");
-            file.fill(page);
-            page.fields().valid = u8::MAX;
+    iodone: Option<(Iodone, *mut c_void)>,
+    serve: impl FnOnce(&mut stock::Call) -> c_int,
+) -> c_int {
+    let name = "the original VOP";
+    may_sleep(name);
+    // SAFETY: the caller's array and places.
+    unsafe {
+        let mut call = stock::Call {
+            file: file(name, vnode),
+            array,
+            pages: (0..count as usize).map(|i| Page(*array.add(i))).collect(),
+            behind: behind.as_ref().map_or(0, |n| *n as usize),
+            ahead: ahead.as_ref().map_or(0, |n| *n as usize),
+            iodone,
+        };
+        let code = serve(&mut call);
+        for (place, n) in [(behind, call.behind), (ahead, call.ahead)] {
+            if let Some(place) = place.as_mut() {
+                *place = n as c_int;
+            }
         }
-    }
-    for extra in [behind, ahead] {
-        // SAFETY: the caller's, or NULL.
-        if let Some(extra) = unsafe { extra.as_mut() } {
-            *extra = 0;
-        }
+        code
     }
 }

@@ -83,6 +83,18 @@ static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
     }
 });
 
+/// What an object's pages come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// OBJT_VNODE.
+    #[default]
+    Vnode,
+    /// OBJT_SWAP.
+    Swap,
+    /// OBJT_DEAD.
+    Dead,
+}
+
 /// An object, beside its structure.
 #[derive(Default)]
 struct Object {
@@ -94,6 +106,7 @@ struct Object {
     paging: usize,
     /// OBJ_DEAD: it goes with the last of both.
     dead: bool,
+    kind: Kind,
 }
 
 #[derive(Default)]
@@ -212,6 +225,20 @@ impl Vm {
     }
 }
 
+/// A new object of `pages` pages that swap space backs.
+pub fn new_swap_object(pages: u64) -> *mut sys::vm_object {
+    let object = new_object(pages * PAGE as u64);
+    VM.lock().unwrap().object("vm_object_allocate", object).kind = Kind::Swap;
+    object
+}
+
+/// The object's type.
+pub fn kind(call: &str, object: *mut sys::vm_object) -> Kind {
+    let mut vm = VM.lock().unwrap();
+    let object = vm.object(call, object);
+    if object.dead { Kind::Dead } else { object.kind }
+}
+
 /// `vm_object_reference`.
 pub extern "C" fn vm_object_reference(object: *mut sys::vm_object) {
     let call = "vm_object_reference";
@@ -254,6 +281,11 @@ pub extern "C" fn vm_object_pip_wakeupn(object: *mut sys::vm_object, count: i16)
 /// `vm_object_pip_wakeup`.
 pub extern "C" fn vm_object_pip_wakeup(object: *mut sys::vm_object) {
     vm_object_pip_wakeupn(object, 1);
+}
+
+/// Whether `paging_in_progress` is raised.
+pub fn is_paging(object: *mut sys::vm_object) -> bool {
+    VM.lock().unwrap().object("vm_object_assert_paging", object).paging > 0
 }
 
 /// Sleep until `done` finds what it waits for.

@@ -92,6 +92,8 @@ checks! {
     replaced_since: "replaced-since",
     parallel: "parallel",
     forced_unmount: "forced-unmount",
+    swap_pager: "swap-pager",
+    stock_model: "stock-model",
 }
 
 /// Images with 4, 32 and 64 KiB blocks and files of all shapes.

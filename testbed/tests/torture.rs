@@ -49,3 +49,30 @@ fn a_million_calls_without_a_violation() {
     assert!(result["vop_calls"].as_u64() >= Some(1_000_000), "{result:#}");
     assert!(faults >= 10_000, "{result:#}");
 }
+
+/// The same requests in three ways: nobody waits but for the emulation, and
+/// the module reads no more than 14.2 does.
+#[test]
+fn the_module_against_what_it_replaces() {
+    for seed in ["1", "2", "3"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_asyncpager-testbed"))
+            .args(["compare", "--json", "--requests", "600", "--seed", seed, "--ko"])
+            .arg(ko())
+            .output()
+            .expect("the testbed starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let figure = |way: &str, name: &str| result[way][name].as_u64().expect("a figure");
+        assert_eq!(figure("module", "calls_waiting"), 0, "{result:#}");
+        assert_eq!(figure("stock", "calls_waiting"), 0, "{result:#}");
+        assert_eq!(
+            figure("emulation", "calls_waiting"),
+            figure("emulation", "calls"),
+            "{result:#}"
+        );
+        for name in ["calls", "transfers", "pages_read"] {
+            assert!(figure("module", name) <= figure("stock", name), "{name}: {result:#}");
+        }
+        assert!(figure("stock", "transfers") < figure("emulation", "transfers"), "{result:#}");
+    }
+}
