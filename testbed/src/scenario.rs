@@ -202,7 +202,7 @@ fn several_runs(bed: &mut Bed, _: &Path) -> Result<()> {
     // No two neighbours together, so that each block is a buf of its own.
     let map: Vec<_> = (0..40).map(|i| (i % 7 != 3).then_some(200 - i * 3)).collect();
     let file = bed.synthetic(4096, &map, 39 * P + 77, true);
-    bed.disk.behave(Manners { latency: Duration::from_millis(1), ..Manners::default() });
+    bed.disk.behave(Manners { latency: Duration::from_millis(1).into(), ..Manners::default() });
     for (first, count) in [(0, 40), (2, 3), (3, 30), (39, 1)] {
         good(bed, &file, first, count, 8, 8)?;
         vm::drop_pages(file.object);
@@ -600,7 +600,7 @@ fn busy_files(bed: &Bed) -> Vec<Arc<File>> {
 
 fn unload_under_load(bed: &mut Bed, ko: &Path) -> Result<()> {
     let files = busy_files(bed);
-    bed.disk.behave(Manners { latency: Duration::from_millis(3), ..Manners::default() });
+    bed.disk.behave(Manners { latency: Duration::from_millis(3).into(), ..Manners::default() });
     let module = std::sync::Mutex::new(bed.module.take());
     let (sent, failed, done) = senders(bed, &files, || -> Result<()> {
         for _ in 0..15 {
@@ -643,7 +643,7 @@ fn replaced_since(bed: &mut Bed, _: &Path) -> Result<()> {
 fn parallel(bed: &mut Bed, _: &Path) -> Result<()> {
     let files = busy_files(bed);
     bed.disk.behave(Manners {
-        latency: Duration::from_micros(300),
+        latency: Duration::from_micros(300).into(),
         fail_percent: 10,
         bad: vec![(2 << 20..(2 << 20) + 512, libc::EIO)],
         ..Manners::default()
@@ -656,7 +656,7 @@ fn parallel(bed: &mut Bed, _: &Path) -> Result<()> {
 /// The file, its mount and its memory go while bufs are in flight, and whoever
 /// has been told of the end of his request must not be waited for.
 fn forced_unmount(bed: &mut Bed, _: &Path) -> Result<()> {
-    bed.disk.behave(Manners { latency: Duration::from_millis(4), ..Manners::default() });
+    bed.disk.behave(Manners { latency: Duration::from_millis(4).into(), ..Manners::default() });
     sendfile::LINGER.store(8000, Ordering::Relaxed);
     let mut file = bed.synthetic(32768, &straight(40), 40 * 32768 - 700, true);
     for round in 0..20 {
@@ -712,7 +712,8 @@ fn stock_model(bed: &mut Bed, _: &Path) -> Result<()> {
     ensure!(sysctl::write("vfs.asyncpager.enabled", false) == 0, "sysctl");
     for emulated in [false, true] {
         EMULATED.store(emulated, Ordering::Relaxed);
-        bed.disk.behave(Manners { latency: Duration::from_micros(300), ..Manners::default() });
+        bed.disk
+            .behave(Manners { latency: Duration::from_micros(300).into(), ..Manners::default() });
         let file = bed.synthetic(32768, &straight(8), 8 * 32768 - 700, true);
         let outcome = good(bed, &file, 10, 4, 3, 5)?;
         let around = if emulated { (0, 0) } else { (3, 5) };

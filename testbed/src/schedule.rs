@@ -7,7 +7,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use crate::{callout, clock, disk, taskqueue};
+use crate::{callout, clock, disk, taskqueue, vm};
 
 static ONE: AtomicBool = AtomicBool::new(false);
 static RNG: Mutex<Option<fastrand::Rng>> = Mutex::new(None);
@@ -31,20 +31,24 @@ pub fn pump() -> bool {
         let mut rng = RNG.lock().unwrap();
         let Some(rng) = rng.as_mut() else { return false };
         clock::tick();
-        let ready = [disk::waiting(), callout::due(), taskqueue::waiting()];
+        let ready = [disk::waiting(), callout::due(), taskqueue::waiting(), vm::shared()];
         let all: usize = ready.iter().sum();
         // Nobody has anything to do before the next callout.
-        if all == 0 {
-            None
-        } else {
-            let at = rng.usize(..all);
-            Some(if at < ready[0] { 0 } else { 1 + usize::from(at >= ready[0] + ready[1]) })
-        }
+        (all > 0).then(|| {
+            let mut at = rng.usize(..all);
+            ready.iter().position(|n| {
+                at < *n || {
+                    at -= n;
+                    false
+                }
+            })
+        })
     };
-    match pick {
+    match pick.flatten() {
         Some(0) => disk::pump(),
         Some(1) => callout::run_one(),
-        Some(_) => taskqueue::run_one(),
+        Some(2) => taskqueue::run_one(),
+        Some(_) => vm::unbusy_shared(),
         None => callout::wait_for_next() && callout::run_one(),
     }
 }

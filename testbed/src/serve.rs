@@ -84,7 +84,7 @@ pub fn serve(common: &Common, image: &Path, source: &Path) -> Result<()> {
     };
     let bed = Bed::new(Some(&common.ko), &options, bytes, 512, common.seed, true)?;
     bed.disk.behave(Manners {
-        latency: Duration::from_millis(common.latency),
+        latency: Duration::from_millis(common.latency).into(),
         fail_percent: common.fail,
         ..Manners::default()
     });

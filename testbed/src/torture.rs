@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
+use asyncpager::kpi::sys;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -21,9 +22,9 @@ use crate::{
     Common,
     bed::Bed,
     buf, cpu,
-    disk::Manners,
+    disk::{Latency, Manners},
     kernel::{Module, Options},
-    rules, schedule,
+    pager, rules, schedule,
     sendfile::{self, Sending},
     sysctl,
     vfs::File,
@@ -46,6 +47,8 @@ struct Tally {
     switched: AtomicU64,
     resized: AtomicU64,
     unmounted: AtomicU64,
+    shared: AtomicU64,
+    swapped: AtomicU64,
     refused: AtomicU64,
 }
 
@@ -120,6 +123,8 @@ pub fn run(common: &Common, plan: Plan, save: &Path) -> Result<()> {
         "truncations_and_extensions": get(&tally.resized),
         "forced_unmounts": get(&tally.unmounted),
         "requests_refused": get(&tally.refused),
+        "pages_busied_shared": get(&tally.shared),
+        "swap_requests": get(&tally.swapped),
         "violations": 0,
     });
     if common.json {
@@ -202,6 +207,7 @@ fn one(
     buf::STOCK.store(usize::MAX, Ordering::Relaxed);
     vm::NO_MEMORY.store(false, Ordering::Relaxed);
     sendfile::LINGER.store(0, Ordering::Relaxed);
+    while vm::unbusy_shared() {}
     let errors = bed.disk.errors.load(Ordering::Relaxed);
     bed.finish()?;
     Ok(errors)
@@ -237,6 +243,7 @@ fn threads(
             chaos = disturb(common, bed, module, files, rng, tally);
         }
         stop.store(true, Ordering::Relaxed);
+        while vm::unbusy_shared() {}
         for sender in senders {
             sender.join().map_err(|_| anyhow!("a sender panicked"))??;
         }
@@ -396,16 +403,23 @@ fn disturb(
     tally: &Tally,
 ) -> Result<()> {
     let one_in = |rng: &mut fastrand::Rng, n: u8| rng.u8(..n) == 0;
+    if !schedule::is_one_thread() {
+        while vm::unbusy_shared() {}
+    }
     if one_in(rng, 2) {
         // Shortages pass.
         vm::NO_MEMORY.store(false, Ordering::Relaxed);
         buf::STOCK.store(usize::MAX, Ordering::Relaxed);
     }
-    match rng.u8(..13) {
+    match rng.u8(..16) {
         0..=3 => {
             let at = rng.u64(..DISK as u64);
             bed.disk.behave(Manners {
-                latency: Duration::from_micros(if one_in(rng, 3) { rng.u64(..800) } else { 0 }),
+                latency: if one_in(rng, 4) {
+                    Latency::random(Duration::from_micros(rng.u64(..400)), rng)
+                } else {
+                    Latency::default()
+                },
                 bad: if one_in(rng, 2) { vec![(at..at + 4096, libc::EIO)] } else { vec![] },
                 fail_percent: if one_in(rng, 3) { rng.u8(1..40) } else { 0 },
                 short: one_in(rng, 16),
@@ -415,9 +429,13 @@ fn disturb(
         4..=5 => vm::NO_MEMORY.store(true, Ordering::Relaxed),
         6 => buf::STOCK.store(rng.usize(..40), Ordering::Relaxed),
         7..=8 => {
-            let file = files[rng.usize(..files.len())].open();
-            let freed = vm::reclaim(file.object, 1 + rng.usize(..3), rng);
-            tally.reclaimed.fetch_add(freed as u64, Ordering::Relaxed);
+            // A little from one file, or everything from all of them.
+            let (all, one) = (one_in(rng, 6), rng.usize(..files.len()));
+            for slot in files.iter().enumerate().filter(|(i, _)| all || *i == one) {
+                let part = if all { 1 } else { 1 + rng.usize(..3) };
+                let freed = vm::reclaim(slot.1.open().object, part, rng);
+                tally.reclaimed.fetch_add(freed as u64, Ordering::Relaxed);
+            }
         }
         9 => {
             let name = ["vfs.asyncpager.enabled", "vfs.asyncpager.sync"][rng.usize(..2)];
@@ -448,7 +466,46 @@ fn disturb(
             files[rng.usize(..files.len())].remount(bed, rng.bool());
             tally.unmounted.fetch_add(1, Ordering::Relaxed);
         }
+        13 => {
+            vm::busy_shared(files[rng.usize(..files.len())].open().object, rng);
+            tally.shared.fetch_add(1, Ordering::Relaxed);
+        }
+        14 => {
+            swap_request(rng)?;
+            tally.swapped.fetch_add(1, Ordering::Relaxed);
+        }
         _ => {}
     }
+    Ok(())
+}
+
+/// A request to the swap pager, which has some of the pages and cannot read others.
+fn swap_request(rng: &mut fastrand::Rng) -> Result<()> {
+    let count = rng.u64(1..9);
+    let object = vm::new_swap_object(count);
+    let blocks: Vec<_> = (0..count)
+        .map(|i| match rng.u8(..6) {
+            0 => None,
+            1 => Some(pager::Block::Bad),
+            _ => Some(pager::Block::Data(vec![i as u8 + 1; PAGE])),
+        })
+        .collect();
+    for (i, block) in (0..).zip(blocks.iter().cloned()) {
+        if let Some(block) = block {
+            pager::swap_out(object, i, block);
+        }
+    }
+    let pages: Vec<_> = (0..count).map(|i| vm::grab(object, i)).collect();
+    let outcome = sendfile::swap_getpages(object, &pages);
+    let all = blocks.iter().all(|block| matches!(block, Some(pager::Block::Data(_))));
+    let want = match blocks[0] {
+        None => (sys::VM_PAGER_FAIL, libc::EINVAL),
+        _ if all => (sys::VM_PAGER_OK, 0),
+        _ => (sys::VM_PAGER_ERROR, libc::EIO),
+    };
+    ensure!((outcome.code, outcome.error) == want, "the swap pager: {outcome:?}, not {want:?}");
+    pages.iter().for_each(|page| vm::unwire(*page, false));
+    pager::swap_free(object);
+    vm::destroy(object);
     Ok(())
 }

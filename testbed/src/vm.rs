@@ -169,6 +169,17 @@ impl Page {
         self.fields().busy_lock == XBUSY
     }
 
+    /// Whether somebody has busied the page shared.
+    fn is_shared(self) -> bool {
+        let lock = self.fields().busy_lock;
+        lock != FREED && lock & UNBUSIED != 0 && lock != UNBUSIED
+    }
+
+    /// Whether the page is busied in any way.
+    fn is_taken(self) -> bool {
+        self.is_busy() || self.is_shared()
+    }
+
     /// Whether all of `len` bytes at `offset` are valid.
     pub fn is_valid(self, offset: usize, len: usize) -> bool {
         self.fields().valid & bits(offset, len) == bits(offset, len)
@@ -316,15 +327,15 @@ pub fn invalidate(object: *mut sys::vm_object) {
         let pages = vm.pages(object);
         let left: Vec<_> = pages
             .into_iter()
-            .filter(|p| p.is_busy() || p.fields().valid != 0 || p.fields().ref_count == 0)
+            .filter(|p| p.is_taken() || p.fields().valid != 0 || p.fields().ref_count == 0)
             .collect();
-        let idle = left.iter().find(|page| !page.is_busy()).copied();
+        let idle = left.iter().find(|page| !page.is_taken()).copied();
         if left.is_empty() { Some(None) } else { idle.map(Some) }
     }) {
         locks::with_object(object, || {
             let mut vm = VM.lock().unwrap();
             let fields = page.fields();
-            if fields.object != object || page.is_busy() {
+            if fields.object != object || page.is_taken() {
                 return;
             }
             fields.valid = 0;
@@ -382,7 +393,7 @@ pub fn grab(object: *mut sys::vm_object, pindex: u64) -> Page {
             return page;
         }
         wait_for("vm_page_busy_sleep", |vm| {
-            let busy = vm.page(object, pindex).is_some_and(Page::is_busy);
+            let busy = vm.page(object, pindex).is_some_and(Page::is_taken);
             (!busy).then_some(())
         });
     }
@@ -393,7 +404,7 @@ fn try_grab(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
     let mut vm = VM.lock().unwrap();
     let page = match vm.page(object, pindex) {
         Some(page) => {
-            if page.is_busy() {
+            if page.is_taken() {
                 return None;
             }
             page.fields().busy_lock = XBUSY;
@@ -471,6 +482,43 @@ pub fn drop_pages(object: *mut sys::vm_object) {
     }
 }
 
+/// Pages that the torture has busied shared, as vm_fault() and the buffer
+/// cache do for a moment.
+static SHARED: Mutex<Vec<Page>> = Mutex::new(Vec::new());
+
+/// One more holder of a page that is busied shared; `VPB_SHARERS_WORD`.
+const SHARER: u32 = 8;
+
+/// Busy a page of the object shared, if one can be.
+pub fn busy_shared(object: *mut sys::vm_object, rng: &mut fastrand::Rng) {
+    let vm = VM.lock().unwrap();
+    let pages: Vec<_> =
+        vm.pages(object).into_iter().filter(|page| !page.is_busy() && !page.is_shared()).collect();
+    if pages.is_empty() {
+        return;
+    }
+    let page = pages[rng.usize(..pages.len())];
+    record("vm_page_sbusy", format_args!("{page}"));
+    page.fields().busy_lock += SHARER;
+    SHARED.lock().unwrap().push(page);
+}
+
+/// Pages that are busied shared.
+pub fn shared() -> usize {
+    SHARED.lock().unwrap().len()
+}
+
+/// Unbusy one of the pages that are busied shared.
+pub fn unbusy_shared() -> bool {
+    let _vm = VM.lock().unwrap();
+    let Some(page) = SHARED.lock().unwrap().pop() else { return false };
+    record("vm_page_sunbusy", format_args!("{page}"));
+    rule("vm_page_sunbusy", page.is_shared(), format_args!("{page} is not busied shared"));
+    page.fields().busy_lock -= SHARER;
+    BUSY.notify_all();
+    true
+}
+
 /// The page daemon: free cached pages of the object that nobody uses, of
 /// every `one_in` of them one. How many.
 pub fn reclaim(object: *mut sys::vm_object, one_in: usize, rng: &mut fastrand::Rng) -> usize {
@@ -516,7 +564,7 @@ pub fn set_size(object: *mut sys::vm_object, bytes: u64) {
                 let fields = page.fields();
                 let cut = fields.pindex >= end && (fields.ref_count == 0 || fields.valid != 0);
                 let beyond = fields.pindex >= first;
-                beyond && (page.is_busy() || cut || fields.pindex < end && !purged(*page, bytes))
+                beyond && (page.is_taken() || cut || fields.pindex < end && !purged(*page, bytes))
             });
             found.map(|page| page.fields().pindex)
         };

@@ -76,3 +76,18 @@ fn the_module_against_what_it_replaces() {
         assert!(figure("stock", "transfers") < figure("emulation", "transfers"), "{result:#}");
     }
 }
+
+/// Neither the testbed nor the module reads what nobody wrote, or what is freed.
+#[test]
+fn one_thread_under_valgrind() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/sanitize");
+    let output = Command::new(script)
+        .arg(env!("CARGO_BIN_EXE_asyncpager-testbed"))
+        .arg(ko())
+        .output()
+        .expect("scripts/sanitize starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(result["vop_calls"].as_u64() >= Some(2000), "{result:#}");
+}
