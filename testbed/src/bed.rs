@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
+    bufcache::Versions,
     disk::{self, Disk},
     kernel::{self, Module, Options},
     schedule,
@@ -23,6 +24,8 @@ pub struct Bed {
     pub module: Option<Module>,
     /// The disk.
     pub disk: Arc<Disk>,
+    /// What the file that is written to has held.
+    pub versions: Versions,
     thread: Option<JoinHandle<()>>,
     files: Mutex<Vec<Arc<File>>>,
 }
@@ -40,7 +43,7 @@ impl Bed {
         schedule::begin(!threaded, seed);
         let module = ko.map(|ko| Module::load(ko, options)).transpose()?;
         let (disk, thread) = Disk::new(image, sector, seed, threaded);
-        Ok(Self { module, disk, thread, files: Mutex::default() })
+        Ok(Self { module, disk, versions: Versions::default(), thread, files: Mutex::default() })
     }
 
     /// Open a file of the disk.

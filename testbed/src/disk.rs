@@ -17,7 +17,9 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
-    buf, cpu, low,
+    buf,
+    bufcache::Written,
+    cpu, low,
     rules::{Context, may_sleep, no_lock, record, rule, run_as},
     schedule,
     vm::{self, PAGE, Page},
@@ -101,6 +103,8 @@ pub struct Disk {
     /// The bufobj that bufs name.
     pub bufobj: *mut sys::bufobj,
     image: Vec<u8>,
+    /// What was written to it since.
+    pub written: Written,
     manners: Mutex<Manners>,
     queue: Mutex<Vec<(Instant, Work)>>,
     arrived: Condvar,
@@ -165,6 +169,7 @@ impl Disk {
         let disk = Arc::new(Self {
             bufobj,
             image,
+            written: Written::default(),
             manners: Mutex::default(),
             queue: Mutex::default(),
             arrived: Condvar::new(),
@@ -201,6 +206,13 @@ impl Disk {
     pub fn sector(&self) -> u64 {
         // SAFETY: a live bufobj.
         unsafe { (*self.bufobj).bo_bsize as u64 }
+    }
+
+    /// What the disk holds now.
+    fn contents(&self, range: Range<u64>) -> Vec<u8> {
+        let mut bytes = self.image[range.start as usize..range.end as usize].to_vec();
+        self.written.apply(range.start, &mut bytes);
+        bytes
     }
 
     /// The bytes of the image, without the disk's manners.
@@ -305,7 +317,7 @@ impl Disk {
                 let outcome = match outcome {
                     // A short read is an error to whoever looks at b_resid.
                     Ok(short) if short > 0 => Err(sys::EIO),
-                    Ok(_) => Ok(self.image[range.start as usize..range.end as usize].to_vec()),
+                    Ok(_) => Ok(self.contents(range)),
                     Err(errno) => Err(errno),
                 };
                 run_as(Context::Completion, "b_iodone", || done(outcome));
@@ -327,7 +339,7 @@ impl Disk {
             }
             Ok(short) => {
                 buf.b_resid = short as i64;
-                deliver(buf, &self.image[start as usize..(start + len - short) as usize]);
+                deliver(buf, &self.contents(start..start + len - short));
             }
         }
         buf::runningbufwakeup(bp);

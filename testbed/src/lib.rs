@@ -6,6 +6,7 @@
 mod bed;
 pub mod breach;
 mod buf;
+mod bufcache;
 mod callout;
 mod clock;
 pub mod compare;

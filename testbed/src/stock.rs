@@ -90,6 +90,11 @@ pub fn getpages(call: &mut Call) -> c_int {
     fill(&call.file, &call.pages)
 }
 
+/// Bring all of a busied page in, as bread() of its blocks does.
+pub fn bread(file: &File, page: Page) -> c_int {
+    fill(file, &[page])
+}
+
 /// Read the blocks that the pages lack, and make the pages valid.
 fn fill(file: &File, pages: &[Page]) -> c_int {
     let (block, size) = (file.mount.block, file.size());

@@ -21,7 +21,9 @@ use serde_json::json;
 use crate::{
     Common,
     bed::Bed,
-    buf, cpu,
+    buf,
+    bufcache::{self, CHUNK, Versions},
+    cpu,
     disk::{Latency, Manners},
     kernel::{Module, Options},
     pager, rules, schedule,
@@ -36,6 +38,10 @@ const SENDERS: u64 = 3;
 /// The path of the one file that is truncated and extended.
 const CUT: &str = "cut";
 
+/// The path of the one file that is written to, on blocks of its own.
+const WRITTEN: &str = "written";
+const WRITTEN_SIZE: u64 = 300 << 10;
+
 /// What a run has done.
 #[derive(Default)]
 struct Tally {
@@ -48,6 +54,7 @@ struct Tally {
     resized: AtomicU64,
     unmounted: AtomicU64,
     shared: AtomicU64,
+    written: AtomicU64,
     swapped: AtomicU64,
     refused: AtomicU64,
 }
@@ -124,6 +131,7 @@ pub fn run(common: &Common, plan: Plan, save: &Path) -> Result<()> {
         "forced_unmounts": get(&tally.unmounted),
         "requests_refused": get(&tally.refused),
         "pages_busied_shared": get(&tally.shared),
+        "writes": get(&tally.written),
         "swap_requests": get(&tally.swapped),
         "violations": 0,
     });
@@ -183,14 +191,18 @@ fn one(
     bar: &ProgressBar,
 ) -> Result<u64> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(DISK).collect();
+    let all = DISK + WRITTEN_SIZE as usize;
+    let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(all).collect();
     let sector = if rng.u8(..4) == 0 { 4096 } else { 512 };
     let options = Options::default();
     let mut bed = Bed::new(Some(&common.ko), &options, image, sector, seed, !plan.deterministic)?;
-    let files: Vec<_> = ["", "", "", "", "", CUT]
+    let mut files: Vec<_> = ["", "", "", "", "", CUT]
         .map(|path| Slot(Mutex::new(file(&bed, path, sector as u64, &mut rng))))
         .into_iter()
         .collect();
+    let written = written(&bed, &mut rng);
+    bed.versions = Versions::new(written.inode.size);
+    files.push(Slot(Mutex::new(written)));
     let before = sendfile::CALLS.load(Ordering::Relaxed);
     let over = || {
         bar.set_position(sendfile::CALLS.load(Ordering::Relaxed));
@@ -231,7 +243,7 @@ fn threads(
                 scope.spawn(move || -> Result<()> {
                     cpu::attach();
                     while !stop.load(Ordering::Relaxed) {
-                        Op::draw(files, &mut rng).begin().end(bed, tally)?;
+                        Op::draw(files, &mut rng).begin(bed).end(bed, tally)?;
                     }
                     Ok(())
                 })
@@ -269,7 +281,7 @@ fn single(
             0 => disturb(common, bed, module, files, rng, tally)?,
             1..=4 => drop(schedule::pump()),
             _ if under_way.len() < 4 && rng.bool() => {
-                under_way.push(Op::draw(files, rng).begin());
+                under_way.push(Op::draw(files, rng).begin(bed));
             }
             _ if under_way.is_empty() => {}
             _ => under_way.swap_remove(rng.usize(..under_way.len())).end(bed, tally)?,
@@ -298,6 +310,19 @@ fn file(bed: &Bed, path: &str, sector: u64, rng: &mut fastrand::Rng) -> Arc<File
     bed.named(path, block, &map, size, rng.bool())
 }
 
+/// A file whose blocks, out of order, are no other file's.
+fn written(bed: &Bed, rng: &mut fastrand::Rng) -> Arc<File> {
+    let block = [4096, 8192, 32768][rng.usize(..3)];
+    let first = DISK as u64 / block;
+    let mut blocks: Vec<_> = (first..first + WRITTEN_SIZE / block).collect();
+    let (a, b) = (rng.usize(..blocks.len()), rng.usize(..blocks.len()));
+    blocks.swap(a, b);
+    blocks.rotate_left(a);
+    let size = blocks.len() as u64 * block - rng.u64(..block);
+    let map: Vec<_> = blocks.into_iter().map(Some).collect();
+    bed.named(WRITTEN, block, &map, size, rng.bool())
+}
+
 /// What a consumer wants.
 struct Op {
     file: Arc<File>,
@@ -307,11 +332,12 @@ struct Op {
     ahead: i32,
     nocache: bool,
     fault: bool,
+    write: bool,
     sync: bool,
 }
 
-/// An [`Op`] that has begun.
-struct Begun(Op, Option<Sending>);
+/// An [`Op`] that has begun, and the versions of its bytes that were there.
+struct Begun(Op, Option<Sending>, Vec<u32>);
 
 impl Op {
     fn draw(files: &[Slot], rng: &mut fastrand::Rng) -> Self {
@@ -319,6 +345,7 @@ impl Op {
         let order = [8, 14, 17][rng.usize(..3)];
         Self {
             offset: rng.u64(..file.inode.size),
+            write: file.inode.path == WRITTEN && rng.u8(..3) == 0,
             file,
             len: rng.u64(1..1 << order),
             behind: rng.i32(0..9),
@@ -329,17 +356,24 @@ impl Op {
         }
     }
 
-    fn begin(self) -> Begun {
-        let sending = (!self.fault)
+    fn begin(self, bed: &Bed) -> Begun {
+        let versions = match self.file.inode.path.as_str() {
+            WRITTEN => bed.versions.now(self.offset..self.offset + self.len),
+            _ => Vec::new(),
+        };
+        let sending = (!self.fault && !self.write)
             .then(|| Sending::begin(&self.file, self.offset, self.len, self.ahead))
             .flatten();
-        Begun(self, sending)
+        Begun(self, sending, versions)
     }
 }
 
 impl Begun {
     fn end(self, bed: &Bed, tally: &Tally) -> Result<()> {
-        let Self(op, sending) = self;
+        let Self(op, sending, versions) = self;
+        if op.write {
+            return write(bed, &op, tally);
+        }
         let Some(sending) = sending else {
             let count = if op.fault && fault(bed, &op)? { &tally.faulted } else { &tally.refused };
             count.fetch_add(1, Ordering::Relaxed);
@@ -348,7 +382,14 @@ impl Begun {
         let (mut at, mut wrong) = (op.offset, None);
         let result = sending.finish(op.nocache, |bytes| {
             for byte in bytes {
-                if !right(bed, &op.file, at, *byte) {
+                let right = match op.file.inode.path.as_str() {
+                    WRITTEN => {
+                        let original = bed.byte(&op.file, at);
+                        bed.versions.right(op.offset, &versions, at, *byte, original)
+                    }
+                    _ => right(bed, &op.file, at, *byte),
+                };
+                if !right {
                     wrong.get_or_insert(at);
                 }
                 at += 1;
@@ -368,6 +409,18 @@ fn right(bed: &Bed, file: &File, at: u64, byte: u8) -> bool {
     byte == bed.byte(file, at) || byte == 0 && file.inode.path == CUT
 }
 
+/// write(2) of whole chunks.
+fn write(bed: &Bed, op: &Op, tally: &Tally) -> Result<()> {
+    let chunks = op.offset / CHUNK..(op.offset + op.len.min(20_000)).div_ceil(CHUNK);
+    let count = match bufcache::write(&op.file, &bed.versions, chunks) {
+        Some(Ok(())) => &tally.written,
+        Some(Err(_)) => &tally.failed,
+        None => &tally.refused,
+    };
+    count.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
 /// A page fault: one page through the sync VOP, with pages around it. Whether
 /// the file was still there.
 fn fault(bed: &Bed, op: &Op) -> Result<bool> {
@@ -381,11 +434,20 @@ fn fault(bed: &Bed, op: &Op) -> Result<bool> {
         let valid = page.fields().valid != 0;
         ensure!(valid == (outcome.code == 0), "{outcome:?}, and the page is valid: {valid}");
         let start = op.offset / PAGE as u64 * PAGE as u64;
+        // The vnode's lock keeps writers away.
+        let versions = bed.versions.now(start..start + PAGE as u64);
         for at in (0..PAGE).filter(|at| page.is_valid(*at, 1)) {
             // SAFETY: the page is busied by this thread.
             let byte = unsafe { *page.data().add(at) };
             let at = start + at as u64;
-            ensure!(right(bed, &op.file, at, byte), "byte {at} is wrong after a fault");
+            let right = match op.file.inode.path.as_str() {
+                WRITTEN if at < op.file.inode.size => {
+                    let original = bed.byte(&op.file, at);
+                    bed.versions.right(start, &versions, at, byte, original)
+                }
+                _ => right(bed, &op.file, at, byte),
+            };
+            ensure!(right, "byte {at} is wrong after a fault");
         }
     }
     page.unbusy("vm_fault");
@@ -411,7 +473,7 @@ fn disturb(
         vm::NO_MEMORY.store(false, Ordering::Relaxed);
         buf::STOCK.store(usize::MAX, Ordering::Relaxed);
     }
-    match rng.u8(..16) {
+    match rng.u8(..17) {
         0..=3 => {
             let at = rng.u64(..DISK as u64);
             bed.disk.behave(Manners {
@@ -470,6 +532,7 @@ fn disturb(
             vm::busy_shared(files[rng.usize(..files.len())].open().object, rng);
             tally.shared.fetch_add(1, Ordering::Relaxed);
         }
+        15 => drop(bufcache::flush(&files[files.len() - 1].open(), 1 + rng.usize(..3), rng)),
         14 => {
             swap_request(rng)?;
             tally.swapped.fetch_add(1, Ordering::Relaxed);

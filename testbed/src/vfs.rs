@@ -14,6 +14,7 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
+    bufcache,
     disk::Disk,
     graves,
     locks::{self, VnodeLocked},
@@ -154,6 +155,7 @@ impl File {
             (hold, used) == (1, 1),
             format_args!("v_holdcnt is {hold} and v_usecount {used}, not 1: a reference is left"),
         );
+        self.sync();
         vm::drop_pages(self.object);
         self.gone();
     }
@@ -166,6 +168,8 @@ impl File {
         with_vnode("vgone", self.vnode, |fields| {
             fields.v_irflag |= sys::VIRF_DOOMED as i16;
         });
+        // vinvalbuf() with V_SAVE.
+        self.sync();
         vm::invalidate(self.object);
         vm::destroy(self.object);
         let (mount, inode) = with_vnode("vgone", self.vnode, |fields| {
@@ -183,9 +187,23 @@ impl File {
         vnode::vrele(self.vnode);
     }
 
+    /// Write everything that is dirty to the disk.
+    fn sync(&self) {
+        bufcache::flush(self, 1, &mut fastrand::Rng::with_seed(0));
+    }
+
     /// Open it for a use that may come too late: a reference on the vnode and
     /// its shared lock, unless it is gone.
     pub fn enter(&self, call: &'static str) -> Option<Entered> {
+        self.enter_as(call, false)
+    }
+
+    /// The same with the exclusive lock.
+    pub fn enter_exclusive(&self, call: &'static str) -> Option<Entered> {
+        self.enter_as(call, true)
+    }
+
+    fn enter_as(&self, call: &'static str, exclusive: bool) -> Option<Entered> {
         {
             let files = FILES.lock().unwrap();
             files.get(&(self.vnode as usize))?;
@@ -196,7 +214,7 @@ impl File {
             }
             fields.v_usecount += 1;
         }
-        let locked = VnodeLocked::new(self.vnode, false, call);
+        let locked = VnodeLocked::new(self.vnode, exclusive, call);
         let doomed = is_doomed(call, self.vnode);
         let entered = Entered { locked: Some(locked), vnode: self.vnode };
         (!doomed).then_some(entered)

@@ -440,6 +440,7 @@ impl Vm {
 
     fn release(&mut self, page: Page) {
         let fields = page.fields();
+        rule("vm_page_free", fields.dirty == 0, format_args!("{page} is dirty, and its data lost"));
         if let Some(object) = self.objects.get_mut(&(fields.object as usize)) {
             object.pages.remove(&fields.pindex);
         }
@@ -457,7 +458,7 @@ pub fn unwire(page: Page, keep: bool) {
     let fields = page.fields();
     rule("vm_page_unwire", fields.ref_count > 0, "the page is not wired");
     fields.ref_count -= 1;
-    let gone = fields.object.is_null() || !keep || fields.valid == 0;
+    let gone = fields.object.is_null() || (!keep && fields.dirty == 0) || fields.valid == 0;
     if fields.ref_count == 0 && fields.busy_lock == UNBUSIED && gone {
         vm.release(page);
     }
@@ -480,6 +481,13 @@ pub fn drop_pages(object: *mut sys::vm_object) {
         rule(call, wired == 0, format_args!("page {pindex} is left wired"));
         vm.release(page);
     }
+}
+
+/// The object's dirty pages.
+pub fn dirty(object: *mut sys::vm_object) -> Vec<u64> {
+    let vm = VM.lock().unwrap();
+    let pages = vm.pages(object).into_iter().filter(|page| page.fields().dirty != 0);
+    pages.map(|page| page.fields().pindex).collect()
 }
 
 /// Pages that the torture has busied shared, as vm_fault() and the buffer
@@ -527,7 +535,12 @@ pub fn reclaim(object: *mut sys::vm_object, one_in: usize, rng: &mut fastrand::R
         let mut freed = 0;
         for page in vm.pages(object) {
             let fields = page.fields();
-            if fields.busy_lock == UNBUSIED && fields.ref_count == 0 && rng.usize(..one_in) == 0 {
+            let clean = fields.dirty == 0;
+            if clean
+                && fields.busy_lock == UNBUSIED
+                && fields.ref_count == 0
+                && rng.usize(..one_in) == 0
+            {
                 vm.release(page);
                 freed += 1;
             }
