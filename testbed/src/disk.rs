@@ -457,7 +457,7 @@ thread_local! {
     static WAITS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// This thread waits for a disk.
+/// This thread waits for a disk, or for no good reason.
 pub fn waits(call: &str) {
     may_sleep(call);
     WAITS.set(WAITS.get() + 1);

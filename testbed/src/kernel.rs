@@ -404,7 +404,7 @@ unsafe extern "C" fn panic(_: *const c_char, text: *const c_char) -> ! {
 }
 
 extern "C" fn pause_sbt(_: *const c_char, sbt: i64, _: i64, _: c_int) -> c_int {
-    may_sleep("pause_sbt");
+    disk::waits("pause_sbt");
     if schedule::is_one_thread() {
         if !schedule::pump() {
             clock::advance_to(clock::now() + sbt);

@@ -64,6 +64,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("forced-unmount", forced_unmount),
     ("swap-pager", swap_pager),
     ("stock-model", stock_model),
+    ("never-waits", never_waits),
 ];
 
 /// Run one scenario in a freshly loaded module.
@@ -733,5 +734,24 @@ fn stock_model(bed: &mut Bed, _: &Path) -> Result<()> {
     }
     EMULATED.store(false, Ordering::Relaxed);
     ensure!(counter("calls_async") == 0, "the module was at work");
+    Ok(())
+}
+
+/// No call waits for the data that it asks for, whoever is in front of it.
+fn never_waits(bed: &mut Bed, _: &Path) -> Result<()> {
+    bed.disk.behave(Manners { latency: Duration::from_millis(20).into(), ..Manners::default() });
+    let file = bed.synthetic(32768, &straight(40), 40 * 32768 - 700, true);
+    let waited = sendfile::CALLS_WAITED.load(Ordering::Relaxed);
+    let all: Vec<_> =
+        (0..12).filter_map(|i| Sending::begin(&file, i * 100_000, 20_000, 8)).collect();
+    ensure!(all.len() == 12, "{} of 12 have begun", all.len());
+    let waited = sendfile::CALLS_WAITED.load(Ordering::Relaxed) - waited;
+    ensure!(waited == 0, "{waited} calls waited for the disk");
+    for (i, sending) in (0..).zip(all) {
+        let mut got = Vec::new();
+        let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
+        let want = (i * 100_000..i * 100_000 + 20_000).map(|at| bed.byte(&file, at));
+        ensure!(sent == Ok(()) && want.eq(got.iter().copied()), "request {i}: {sent:?}");
+    }
     Ok(())
 }

@@ -94,6 +94,7 @@ checks! {
     forced_unmount: "forced-unmount",
     swap_pager: "swap-pager",
     stock_model: "stock-model",
+    never_waits: "never-waits",
 }
 
 /// Images with 4, 32 and 64 KiB blocks and files of all shapes.

@@ -237,4 +237,12 @@ mutations! {
     object_lock_kept_after_completion: "end-of-file", "src/pager/complete.rs",
         "    let locked = object.read();\n    let read = pages.len()" =>
         "    let locked = core::mem::ManuallyDrop::new(object.read());\n    let read = pages.len()";
+    mount_used_after_the_reply: "forced-unmount", "src/pager/complete.rs",
+        "lead.reply().send(outcome);" =>
+        "lead.reply().send(outcome); core::hint::black_box(lead.vnode().is_some_and(|v| v.takes_unmapped()));";
+    waits_for_the_disk: "never-waits", "src/pager/submit.rs",
+        "let form = if call.vop.reply.is_async() { Form::Async(complete::iodone) } else { Form::Sync };" =>
+        "let form = Form::Sync; core::hint::black_box(Form::Async(complete::iodone));";
+    waits_before_the_disk: "never-waits", "src/pager/submit.rs",
+        "call.vop.reply.pass_on();" => "call.vop.reply.pass_on(); crate::kpi::systm::pause(1);";
 }
