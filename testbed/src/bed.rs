@@ -95,6 +95,24 @@ impl Bed {
         place.map_or(0, |place| self.disk.image()[place as usize * 512 + (at % block) as usize])
     }
 
+    /// What the file's bytes from `at` on are.
+    pub fn bytes(&self, file: &File, at: u64, len: usize) -> Vec<u8> {
+        let (block, end) = (file.mount.block, at + len as u64);
+        let mut bytes = vec![0; len];
+        let mut from = at;
+        while from < end.min(file.inode.size) {
+            let to = ((from / block + 1) * block).min(end).min(file.inode.size);
+            let place = file.inode.map.get((from / block) as usize).copied().flatten();
+            if let Some(place) = place {
+                let start = place as usize * 512 + (from % block) as usize;
+                bytes[(from - at) as usize..(to - at) as usize]
+                    .copy_from_slice(&self.disk.image()[start..start + (to - from) as usize]);
+            }
+            from = to;
+        }
+        bytes
+    }
+
     /// Close all files, unload the module, and see that nothing is left.
     pub fn finish(mut self) -> Result<()> {
         for file in self.files.lock().unwrap().drain(..) {

@@ -381,19 +381,8 @@ impl Begun {
         };
         let (mut at, mut wrong) = (op.offset, None);
         let result = sending.finish(op.nocache, |bytes| {
-            for byte in bytes {
-                let right = match op.file.inode.path.as_str() {
-                    WRITTEN => {
-                        let original = bed.byte(&op.file, at);
-                        bed.versions.right(op.offset, &versions, at, *byte, original)
-                    }
-                    _ => right(bed, &op.file, at, *byte),
-                };
-                if !right {
-                    wrong.get_or_insert(at);
-                }
-                at += 1;
-            }
+            wrong = wrong.or_else(|| wrong_byte(bed, &op.file, at, bytes, op.offset, &versions));
+            at += bytes.len() as u64;
         });
         let size = op.file.inode.size;
         ensure!(wrong.is_none(), "byte {wrong:?} of a file of {size} is wrong");
@@ -403,10 +392,29 @@ impl Begun {
     }
 }
 
-/// Whether a byte is the file's. One that was cut off for a while may read as
-/// zero, during and after.
-fn right(bed: &Bed, file: &File, at: u64, byte: u8) -> bool {
-    byte == bed.byte(file, at) || byte == 0 && file.inode.path == CUT
+/// The first of the bytes read at `at` that is not the file's. `versions` are
+/// those that the file's bytes from `since` on had before, if it is written to.
+/// A byte that was cut off for a while may read as zero, during and after.
+fn wrong_byte(
+    bed: &Bed,
+    file: &File,
+    at: u64,
+    bytes: &[u8],
+    since: u64,
+    versions: &[u32],
+) -> Option<u64> {
+    let originals = bed.bytes(file, at, bytes.len());
+    let (cut, written) = (file.inode.path == CUT, file.inode.path == WRITTEN);
+    if !written && bytes == originals {
+        return None;
+    }
+    let right = |at, byte, original| match byte {
+        _ if at >= file.inode.size => byte == 0,
+        _ if written => bed.versions.right(since, versions, at, byte, original),
+        _ => byte == original || cut && byte == 0,
+    };
+    let each = (at..).zip(bytes.iter().zip(originals));
+    each.into_iter().find(|(at, (byte, original))| !right(*at, **byte, *original)).map(|(at, _)| at)
 }
 
 /// write(2) of whole chunks.
@@ -435,20 +443,15 @@ fn fault(bed: &Bed, op: &Op) -> Result<bool> {
         ensure!(valid == (outcome.code == 0), "{outcome:?}, and the page is valid: {valid}");
         let start = op.offset / PAGE as u64 * PAGE as u64;
         // The vnode's lock keeps writers away.
-        let versions = bed.versions.now(start..start + PAGE as u64);
-        for at in (0..PAGE).filter(|at| page.is_valid(*at, 1)) {
-            // SAFETY: the page is busied by this thread.
-            let byte = unsafe { *page.data().add(at) };
-            let at = start + at as u64;
-            let right = match op.file.inode.path.as_str() {
-                WRITTEN if at < op.file.inode.size => {
-                    let original = bed.byte(&op.file, at);
-                    bed.versions.right(start, &versions, at, byte, original)
-                }
-                _ => right(bed, &op.file, at, byte),
-            };
-            ensure!(right, "byte {at} is wrong after a fault");
-        }
+        let versions = match op.file.inode.path.as_str() {
+            WRITTEN => bed.versions.now(start..start + PAGE as u64),
+            _ => Vec::new(),
+        };
+        let count = (0..PAGE).step_by(512).take_while(|at| page.is_valid(*at, 1)).count() * 512;
+        // SAFETY: the page is busied by this thread.
+        let bytes = unsafe { std::slice::from_raw_parts(page.data(), count) };
+        let wrong = wrong_byte(bed, &op.file, start, bytes, start, &versions);
+        ensure!(wrong.is_none(), "byte {wrong:?} is wrong after a fault");
     }
     page.unbusy("vm_fault");
     vm::unwire(page, !op.nocache);

@@ -42,29 +42,30 @@ pub struct Lock {
 }
 
 /// Where a lock was taken.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Place {
     call: &'static str,
-    at: Option<(String, c_int)>,
+    /// The address of a module's `__FILE__`, which stays mapped when the
+    /// module goes, or 0.
+    file: usize,
+    line: c_int,
     thread: u64,
 }
 
 impl Place {
     /// `call`, at the file and line that the KPI was given, if it was.
     pub fn new(call: &'static str, file: *const c_char, line: c_int) -> Self {
-        let at = (!file.is_null()).then(|| {
-            // SAFETY: a module's __FILE__.
-            (unsafe { CStr::from_ptr(file) }.to_string_lossy().into_owned(), line)
-        });
-        Self { call, at, thread: thread() }
+        Self { call, file: file as usize, line, thread: thread() }
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.call)?;
-        if let Some((file, line)) = &self.at {
-            write!(f, " at {file}:{line}")?;
+        if self.file != 0 {
+            // SAFETY: a C string, as `new` got it.
+            let file = unsafe { CStr::from_ptr(self.file as *const c_char) };
+            write!(f, " at {}:{}", file.to_string_lossy(), self.line)?;
         }
         write!(f, " in thread {}", self.thread)
     }
@@ -172,7 +173,7 @@ fn class_order(first: &Held, second: &Lock, place: &Place) {
             ),
         );
     }
-    places.insert((a, b), (first.place.clone(), place.clone()));
+    places.insert((a, b), (first.place, *place));
     BEFORE[a].fetch_or(1 << b, Ordering::Release);
 }
 
@@ -207,7 +208,7 @@ fn instance_order(first: &Held, second: &Lock, place: &Place) {
             ),
         );
     }
-    places.entry(pair).or_insert_with(|| (first.place.clone(), place.clone()));
+    places.entry(pair).or_insert_with(|| (first.place, *place));
 }
 
 /// A lock is gone: whatever is made at its address is another one.
