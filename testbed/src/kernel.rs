@@ -156,6 +156,7 @@ impl Module {
             }
         }
         self.uninit();
+        check_left();
         Ok(())
     }
 
@@ -171,6 +172,20 @@ impl Module {
     }
 }
 
+/// A module is gone, and none of its own things may outlive its code.
+fn check_left() {
+    for (what, n) in [
+        ("mutexes", locks::mutexes()),
+        ("callouts pending or running", callout::active()),
+        ("taskqueues", taskqueue::queues()),
+        ("allocations of malloc(9)", malloc::allocations()),
+    ] {
+        rule("after kldunload", n == 0, format_args!("{n} {what} are left"));
+    }
+    malloc::check_freed();
+    callout::forget();
+}
+
 /// Everything that a module may hold has been given back.
 pub fn check_balance() {
     let call = "after kldunload";
@@ -183,18 +198,13 @@ pub fn check_balance() {
         ("mapped pages", vm::MAPPED.load(Ordering::Relaxed)),
         ("pages in use", vm::used()),
         ("references on creds", buf::CREDS.load(Ordering::Relaxed) as usize),
-        ("mutexes", locks::mutexes()),
-        ("callouts pending or running", callout::active()),
-        ("taskqueues", taskqueue::queues()),
-        ("allocations of malloc(9)", malloc::allocations()),
         ("bytes of runningbufspace", buf::running().load(Ordering::Relaxed) as usize),
     ] {
         rule(call, n == 0, format_args!("{n} {what} are left"));
     }
     let alive = graves::alive();
     rule(call, alive.is_empty(), format_args!("still alive: {}", alive.join(", ")));
-    malloc::check_freed();
-    callout::forget();
+    check_left();
 }
 
 fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {

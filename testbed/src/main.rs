@@ -20,6 +20,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// kldload and kldunload, and nothing between them.
+    Load {
+        #[command(flatten)]
+        common: Common,
+        /// One thread only.
+        #[arg(long)]
+        deterministic: bool,
+    },
     /// Make a filesystem with files of all shapes and serve it.
     Demo(Common),
     /// Serve every file of a UFS image, check each byte against the source files.
@@ -109,6 +117,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Load { common, deterministic } => serve::load(&common, deterministic),
         Command::Demo(common) => serve::demo(&common),
         Command::Serve { common, image, source } => serve::serve(&common, &image, &source),
         Command::Torture { common, minutes, calls, seeds, deterministic, save } => {

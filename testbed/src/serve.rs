@@ -69,6 +69,20 @@ fn demo_in(common: &Common, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+fn options(common: &Common) -> Options {
+    Options {
+        osreldate: common.osreldate,
+        grow_vnode: common.grow_vnode,
+        tunables: common.tunable.clone(),
+    }
+}
+
+/// Load the module and unload it: nothing must be left.
+pub fn load(common: &Common, one_thread: bool) -> Result<()> {
+    Bed::new(Some(&common.ko), &options(common), Vec::new(), 512, common.seed, !one_thread)?
+        .finish()
+}
+
 /// Serve every file of `image` and compare it with its twin in `source`.
 pub fn serve(common: &Common, image: &Path, source: &Path) -> Result<()> {
     let bytes = std::fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
@@ -77,12 +91,7 @@ pub fn serve(common: &Common, image: &Path, source: &Path) -> Result<()> {
         (ufs.files().with_context(|| image.display().to_string())?, ufs.block, ufs.ufs2)
     };
     ensure!(!inodes.is_empty(), "{} holds no regular file", image.display());
-    let options = Options {
-        osreldate: common.osreldate,
-        grow_vnode: common.grow_vnode,
-        tunables: common.tunable.clone(),
-    };
-    let bed = Bed::new(Some(&common.ko), &options, bytes, 512, common.seed, true)?;
+    let bed = Bed::new(Some(&common.ko), &options(common), bytes, 512, common.seed, true)?;
     bed.disk.behave(Manners {
         latency: Duration::from_millis(common.latency).into(),
         fail_percent: common.fail,

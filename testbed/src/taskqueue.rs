@@ -2,6 +2,7 @@
 //! taskqueue(9) with threads of its own.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     ffi::{CStr, c_char, c_int, c_void},
     sync::{Condvar, Mutex},
@@ -30,6 +31,11 @@ struct Queue {
 
 static QUEUES: Mutex<BTreeMap<usize, Queue>> = Mutex::new(BTreeMap::new());
 static CHANGED: Condvar = Condvar::new();
+
+thread_local! {
+    /// What taskqueue_thread_enqueue() was called with last.
+    static PROBED: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Queues that are alive.
 pub fn queues() -> usize {
@@ -118,13 +124,18 @@ fn live<'a>(call: &str, queues: &'a mut BTreeMap<usize, Queue>, at: *mut c_void)
 pub unsafe extern "C" fn taskqueue_create(
     name: *const c_char,
     flags: c_int,
-    enqueue: *const c_void,
+    enqueue: Option<unsafe extern "C" fn(*mut c_void)>,
     _context: *mut c_void,
 ) -> *mut c_void {
     let call = "taskqueue_create";
+    // A module knows it by the address of its stub, so it is called to see
+    // whether it is ours.
+    let probe = low::zeroed::<u64>();
+    // SAFETY: a queue's function may be called whenever the queue is empty.
+    unsafe { enqueue.map(|enqueue| enqueue(probe.cast())) };
     rule(
         call,
-        enqueue == taskqueue_thread_enqueue as *const c_void,
+        PROBED.get() == probe as usize,
         "a queue without threads of its own: the testbed does not know that",
     );
     if flags & sys::M_WAITOK != 0 {
@@ -163,7 +174,8 @@ pub unsafe extern "C" fn taskqueue_start_threads(
 }
 
 /// `taskqueue_thread_enqueue`, which the queue calls by itself.
-pub extern "C" fn taskqueue_thread_enqueue(_: *mut c_void) {
+pub extern "C" fn taskqueue_thread_enqueue(context: *mut c_void) {
+    PROBED.set(context as usize);
     CHANGED.notify_all();
 }
 

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! A module in C uses the kernel's own macros on the testbed's KPI: what they
+//! become must be there, and be called as it is defined; and its breaches of
+//! the rules must be noticed.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the project's folder")
+}
+
+/// Run a command of LLVM's, the one that the module is built with.
+fn llvm(command: &str) {
+    let script = format!(". scripts/toolchain && \"$LLVM/bin/\"{command}");
+    let done = Command::new("sh")
+        .args(["-euc", &script, "scripts/toolchain"])
+        .current_dir(root())
+        .output()
+        .expect("sh runs");
+    assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn build(dir: &Path, breach: u32) -> PathBuf {
+    let (object, ko) = (dir.join(format!("{breach}.o")), dir.join(format!("{breach}.ko")));
+    let headers = "target/headers/14";
+    llvm(&format!(
+        "clang --target=x86_64-unknown-freebsd14.2 -nostdinc -ffreestanding -std=gnu99 -O1 \
+         -D_KERNEL -DKLD_MODULE -D__FreeBSD_version=1402000 -DBREACH={breach} -mcmodel=kernel \
+         -mno-red-zone -mno-mmx -mno-sse -msoft-float -fno-common \
+         -isystem sys-headers -isystem sys-headers/14 -isystem {headers}/x86_64-freebsd-none \
+         -isystem {headers}/x86-freebsd-none -isystem {headers}/generic-freebsd \
+         -c testbed/tests/kpi/kpi.c -o {}",
+        object.display()
+    ));
+    llvm(&format!(
+        "ld.lld -m elf_x86_64_fbsd -r -T scripts/kmod.ld -o {} {}",
+        ko.display(),
+        object.display()
+    ));
+    // Without what the headers name and nobody uses.
+    llvm(&format!("llvm-objcopy --strip-unneeded {}", ko.display()));
+    ko
+}
+
+fn load(ko: &Path, args: &[&str]) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = Command::new(env!("CARGO_BIN_EXE_asyncpager-testbed"))
+        .args(["load", "--ko"])
+        .arg(ko)
+        .args(args)
+        .output()
+        .expect("the testbed starts");
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+/// Threads of the host, and one thread that plays them all.
+const WAYS: [&[&str]; 2] = [&[], &["--deterministic"]];
+
+#[test]
+fn macros_meet_the_kpi() {
+    let dir = tempfile::tempdir().unwrap();
+    let ko = build(dir.path(), 0);
+    for way in WAYS {
+        assert_eq!(load(&ko, way), (Some(0), String::new()), "{way:?}");
+    }
+}
+
+#[test]
+fn breaches_are_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    for (breach, says) in (1..).zip([
+        "lock order reversal: kpi two",
+        "malloc: sleeping with a kpi one lock held since mtx_lock at testbed/tests/kpi/kpi.c",
+        "1 callouts pending or running are left",
+        "1 taskqueues are left",
+        "1 allocations of type kpi are left",
+        "1 mutexes are left",
+        "recursing on a kpi one",
+        "malloc: sleeping in a callout thread",
+        "draining a task from its own handler",
+        "freed twice",
+    ]) {
+        let ko = build(dir.path(), breach);
+        for way in WAYS {
+            let (code, said) = load(&ko, way);
+            assert_eq!(code, Some(2), "{breach} {way:?}: {said}");
+            assert!(said.starts_with("violation: ") && said.contains(says), "{breach}: {said}");
+        }
+    }
+}
