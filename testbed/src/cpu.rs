@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Threads as the module sees them: a pcpu behind %gs with curthread and counters.
 
-use std::{cell::Cell, sync::Mutex};
+use std::{cell::Cell, ffi::c_char, sync::Mutex};
 
 use asyncpager::kpi::sys;
 
@@ -112,4 +112,61 @@ pub fn counter_fetch(counter: *mut u64) -> u64 {
 /// Counters that are allocated now.
 pub fn counters() -> usize {
     COUNTERS.lock().unwrap().iter().flatten().count()
+}
+
+thread_local! {
+    /// Critical sections that this thread is in.
+    static CRITICAL: Cell<usize> = const { Cell::new(0) };
+    /// Whether this thread is bound to a CPU.
+    static BOUND: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread holds its own thread lock, a spin mutex.
+    static THREAD_LOCK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Nothing of this thread's keeps it where it is: at the end of a call into the module.
+pub fn unbound(call: &str) {
+    rule(call, !BOUND.get(), "the thread is left bound to a CPU");
+    rule(call, CRITICAL.get() == 0, "the thread is left in a critical section");
+    rule(call, !THREAD_LOCK.get(), "the thread lock is left locked");
+}
+
+/// The call may sleep, or take a lock that may: never where preemption is off.
+pub fn preemptible(call: &str) {
+    rule(call, CRITICAL.get() == 0, "sleeping in a critical section");
+    rule(call, !THREAD_LOCK.get(), "sleeping with the thread lock held");
+}
+
+/// `critical_enter_KBI`.
+pub extern "C" fn critical_enter() {
+    CRITICAL.set(CRITICAL.get() + 1);
+}
+
+/// `critical_exit_KBI`.
+pub extern "C" fn critical_exit() {
+    rule("critical_exit", CRITICAL.get() > 0, "not in a critical section");
+    CRITICAL.set(CRITICAL.get() - 1);
+}
+
+/// `thread_lock_flags_`.
+pub extern "C" fn thread_lock(thread: *mut sys::thread, _: i32, _: *const c_char, _: i32) {
+    rule("thread_lock", thread == curthread(), "another thread's");
+    rule("thread_lock", !THREAD_LOCK.replace(true), "locked already");
+}
+
+/// `__mtx_unlock_spin_flags`: the thread lock is the module's only spin mutex.
+pub extern "C" fn thread_unlock(_: *mut usize, _: i32, _: *const c_char, _: i32) {
+    rule("thread_unlock", THREAD_LOCK.replace(false), "not locked");
+}
+
+/// `sched_bind`.
+pub extern "C" fn sched_bind(_: *mut sys::thread, cpu: i32) {
+    rule("sched_bind", THREAD_LOCK.get(), "the thread lock is not held");
+    rule("sched_bind", cpu >= 0, "no such CPU");
+    BOUND.set(true);
+}
+
+/// `sched_unbind`.
+pub extern "C" fn sched_unbind(_: *mut sys::thread) {
+    rule("sched_unbind", THREAD_LOCK.get(), "the thread lock is not held");
+    rule("sched_unbind", BOUND.replace(false), "not bound");
 }

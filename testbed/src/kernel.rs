@@ -139,11 +139,13 @@ impl Module {
 
     fn event(&self, what: u32) -> c_int {
         // SAFETY: the module's own event handler, serialized as the kernel does.
-        unsafe {
+        let errno = unsafe {
             (*self.data).evhand.map_or(0, |handler| {
                 handler(std::ptr::null_mut(), what as c_int, (*self.data).priv_)
             })
-        }
+        };
+        cpu::unbound("module event");
+        errno
     }
 
     /// kldunload: MOD_QUIESCE, then MOD_UNLOAD. The errno of a refusal.
@@ -219,7 +221,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "VOP_UNLOCK_APV" => vnode::vop_unlock_apv,
         "__mtx_lock_flags" => locks::mtx_lock,
         "__mtx_unlock_flags" => locks::mtx_unlock,
-        "__mtx_unlock_spin_flags" => nothing,
+        "__mtx_unlock_spin_flags" => cpu::thread_unlock,
         "__rw_rlock" => locks::rw_rlock,
         "_callout_init_lock" => callout::callout_init_lock,
         "_callout_stop_safe" => callout::callout_stop,
@@ -239,6 +241,8 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "counter_u64_alloc" => cpu::counter_u64_alloc,
         "counter_u64_free" => cpu::counter_u64_free,
         "crhold" => buf::crhold,
+        "critical_enter_KBI" => cpu::critical_enter,
+        "critical_exit_KBI" => cpu::critical_exit,
         "eventratecheck" => eventratecheck,
         "free" => malloc::free,
         "getbinuptime" => clock::getbinuptime,
@@ -261,8 +265,8 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "pmap_zero_page_area" => vm::pmap_zero_page_area,
         "printf" => printf,
         "runningbufwakeup" => buf::runningbufwakeup,
-        "sched_bind" => nothing,
-        "sched_unbind" => nothing,
+        "sched_bind" => cpu::sched_bind,
+        "sched_unbind" => cpu::sched_unbind,
         "strlcpy" => strlcpy,
         "sysctl_add_oid" => sysctl::sysctl_add_oid,
         "sysctl_ctx_free" => sysctl::sysctl_ctx_free,
@@ -277,7 +281,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "taskqueue_free" => taskqueue::taskqueue_free,
         "taskqueue_start_threads" => taskqueue::taskqueue_start_threads,
         "taskqueue_thread_enqueue" => taskqueue::taskqueue_thread_enqueue,
-        "thread_lock_flags_" => nothing,
+        "thread_lock_flags_" => cpu::thread_lock,
         "uma_zalloc_arg" => buf::uma_zalloc_arg,
         "uma_zdestroy" => buf::uma_zdestroy,
         "uma_zfree_arg" => buf::uma_zfree_arg,
@@ -371,8 +375,6 @@ fn vm_cnt() -> *mut sys::vmmeter {
     }
     vmmeter
 }
-
-extern "C" fn nothing() {}
 
 extern "C" fn kern_yield(_: c_int) {
     may_sleep("kern_yield");

@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::witness;
+use crate::{cpu, witness};
 
 /// Exit code of a run that broke a rule.
 pub const EXIT_VIOLATION: i32 = 2;
@@ -128,6 +128,7 @@ pub fn run_as<T>(context: Context, call: &str, f: impl FnOnce() -> T) -> T {
 pub fn may_sleep(call: &str) {
     let context = CONTEXT.get();
     rule(call, context.may_sleep(), format_args!("sleeping in a {} thread", context.name()));
+    cpu::preemptible(call);
     witness::sleeping(call);
 }
 

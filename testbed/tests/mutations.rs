@@ -245,4 +245,8 @@ mutations! {
         "let form = Form::Sync; core::hint::black_box(Form::Async(complete::iodone));";
     waits_before_the_disk: "never-waits", "src/pager/submit.rs",
         "call.vop.reply.pass_on();" => "call.vop.reply.pass_on(); crate::kpi::systm::pause(1);";
+    yields_with_the_thread_lock: "sync", "sys-headers/shim.c",
+        "	thread_unlock(curthread);\n	kern_yield" => "	kern_yield";
+    unbinds_without_the_thread_lock: "sync", "sys-headers/shim.c",
+        "	thread_lock(curthread);\n	sched_unbind" => "	sched_unbind";
 }

@@ -12,7 +12,8 @@
 #endif
 
 enum {
-	ORDER = 1, SLEEP, TIMER, QUEUE, LEAK, MUTEX, RECURSE, NAP, TASK, TWICE
+	ORDER = 1, SLEEP, TIMER, QUEUE, LEAK, MUTEX, RECURSE, NAP, TASK, TWICE,
+	CRITICAL, BIND, BOUND
 };
 
 MALLOC_DEFINE(M_KPI, "kpi", "a test");
@@ -114,9 +115,23 @@ load(void)
 		free(memory, M_KPI);
 		free(memory, M_KPI);
 		break;
+	case CRITICAL:
+		critical_enter();
+		pause_sbt("kpi", SBT_1US, 0, 0);
+		break;
+	case BIND:
+		sched_bind(curthread, 0);
+		break;
+	case BOUND:
+		thread_lock(curthread);
+		sched_bind(curthread, 0);
+		thread_unlock(curthread);
+		break;
 	default:
 		break;
 	}
+	critical_enter();
+	critical_exit();
 	return (0);
 }
 
