@@ -323,7 +323,7 @@ fn queue(threads: c_int) -> *mut c_void {
         *place = taskqueue::taskqueue_create(
             c"tasks".as_ptr(),
             sys::M_WAITOK,
-            Some(taskqueue::taskqueue_thread_enqueue),
+            taskqueue::taskqueue_thread_enqueue as *const c_void,
             place.cast(),
         );
         if threads > 0 {

@@ -142,6 +142,17 @@ impl Loaded {
     }
 }
 
+/// What a function's address stands for: the module knows the host's functions
+/// by their stubs.
+pub fn behind_stub(address: usize) -> usize {
+    const JUMP: [u8; 8] = [0xff, 0x25, 2, 0, 0, 0, 0xcc, 0xcc];
+    // SAFETY: a function's address, where there are instructions to read.
+    unsafe {
+        let code = (address as *const [u8; 8]).read_unaligned();
+        if code == JUMP { ((address + 8) as *const usize).read() } else { address }
+    }
+}
+
 /// Where the kernel's symbol is: code is reached through a stub, data must be low.
 #[derive(Clone, Copy)]
 pub enum Symbol {

@@ -2,7 +2,6 @@
 //! taskqueue(9) with threads of its own.
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     ffi::{CStr, c_char, c_int, c_void},
     sync::{Condvar, Mutex},
@@ -12,7 +11,7 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
-    cpu, low,
+    cpu, elf, low,
     rules::{Context, may_sleep, record, rule, run_as, thread, violation},
     schedule, vm,
 };
@@ -31,11 +30,6 @@ struct Queue {
 
 static QUEUES: Mutex<BTreeMap<usize, Queue>> = Mutex::new(BTreeMap::new());
 static CHANGED: Condvar = Condvar::new();
-
-thread_local! {
-    /// What taskqueue_thread_enqueue() was called with last.
-    static PROBED: Cell<usize> = const { Cell::new(0) };
-}
 
 /// Queues that are alive.
 pub fn queues() -> usize {
@@ -124,18 +118,13 @@ fn live<'a>(call: &str, queues: &'a mut BTreeMap<usize, Queue>, at: *mut c_void)
 pub unsafe extern "C" fn taskqueue_create(
     name: *const c_char,
     flags: c_int,
-    enqueue: Option<unsafe extern "C" fn(*mut c_void)>,
+    enqueue: *const c_void,
     _context: *mut c_void,
 ) -> *mut c_void {
     let call = "taskqueue_create";
-    // A module knows it by the address of its stub, so it is called to see
-    // whether it is ours.
-    let probe = low::zeroed::<u64>();
-    // SAFETY: a queue's function may be called whenever the queue is empty.
-    unsafe { enqueue.map(|enqueue| enqueue(probe.cast())) };
     rule(
         call,
-        PROBED.get() == probe as usize,
+        elf::behind_stub(enqueue as usize) == taskqueue_thread_enqueue as *const () as usize,
         "a queue without threads of its own: the testbed does not know that",
     );
     if flags & sys::M_WAITOK != 0 {
@@ -174,8 +163,7 @@ pub unsafe extern "C" fn taskqueue_start_threads(
 }
 
 /// `taskqueue_thread_enqueue`, which the queue calls by itself.
-pub extern "C" fn taskqueue_thread_enqueue(context: *mut c_void) {
-    PROBED.set(context as usize);
+pub extern "C" fn taskqueue_thread_enqueue(_: *mut c_void) {
     CHANGED.notify_all();
 }
 
