@@ -600,17 +600,25 @@ fn busy_files(bed: &Bed) -> Vec<Arc<File>> {
 }
 
 fn unload_under_load(bed: &mut Bed, ko: &Path) -> Result<()> {
-    let files = busy_files(bed);
-    bed.disk.behave(Manners { latency: Duration::from_millis(3).into(), ..Manners::default() });
+    let (files, own) = (busy_files(bed), bed.synthetic(32768, &straight(4), 4 * 32768, true));
+    let [quick, slow] = [3, 40].map(|ms| Duration::from_millis(ms).into());
+    bed.disk.behave(Manners { latency: quick, ..Manners::default() });
     let module = std::sync::Mutex::new(bed.module.take());
     let (sent, failed, done) = senders(bed, &files, || -> Result<()> {
         for _ in 0..15 {
-            std::thread::sleep(Duration::from_millis(60));
+            std::thread::sleep(Duration::from_millis(40));
+            // Whatever the senders are at, one buf is in flight for long.
+            vm::drop_pages(own.object);
+            bed.disk.behave(Manners { latency: slow, ..Manners::default() });
+            let sending = Sending::begin(&own, 0, 9 * P, 0);
+            bed.disk.behave(Manners { latency: quick, ..Manners::default() });
             let mut module = module.lock().unwrap();
             if let Some(module) = module.take() {
                 module.unload().map_err(|errno| anyhow!("kldunload under load, errno {errno}"))?;
             }
             *module = Some(Module::load(ko, &Options::default())?);
+            let sent = sending.map(|sending| sending.finish(true, |_| ()));
+            ensure!(sent == Some(Ok(())), "in flight during kldunload: {sent:?}");
         }
         Ok(())
     })?;
