@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! sendbench: what asyncpager does for an event loop that sends files.
+
+mod bench;
+mod cli;
+mod content;
+mod distribution;
+mod engine;
+mod host;
+mod interrupt;
+mod ratio;
+mod result;
+mod table;
+mod undo;
+mod unusable;
+mod workload;
+
+use std::{io::Write, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+use crate::{
+    cli::{Cli, Command},
+    result::{FORMAT, Results, Variant},
+};
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let result = run(command);
+    // Nothing is left to do after a success.
+    let undone = undo::all();
+    match result.and(undone) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sendbench: {error:#}");
+            ExitCode::from(code(&error))
+        }
+    }
+}
+
+/// The exit code that an error stands for.
+fn code(error: &anyhow::Error) -> u8 {
+    if error.is::<engine::WrongBytes>() {
+        3
+    } else if error.is::<unusable::Unusable>() {
+        4
+    } else if error.is::<interrupt::Interrupted>() {
+        130
+    } else {
+        1
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Compare { bench } => measure(&bench, &[Variant::Stock, Variant::Asyncpager]),
+        Command::Run { variant, bench } => measure(&bench, &[variant]),
+        Command::Report { from, page } => {
+            let text = std::fs::read_to_string(&from)
+                .with_context(|| format!("cannot read {}", from.display()))?;
+            let results: Results = serde_json::from_str(&text)
+                .with_context(|| format!("{} is not what --json writes", from.display()))?;
+            ensure!(
+                results.format == FORMAT,
+                "{} has format {}, and this sendbench reads {FORMAT}",
+                from.display(),
+                results.format
+            );
+            print!("{}", table::table(&results));
+            Ok(())
+        }
+    }
+}
+
+fn measure(args: &cli::Bench, variants: &[Variant]) -> Result<()> {
+    interrupt::install()?;
+    let results = on_host(args, variants)?;
+    if let Some(path) = &args.save {
+        std::fs::write(path, serde_json::to_string(&results)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer(&mut out, &results)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{}", table::table(&results))?;
+    }
+    Ok(())
+}
+
+#[cfg(target_os = "freebsd")]
+fn on_host(args: &cli::Bench, variants: &[Variant]) -> Result<Results> {
+    use host::{
+        Host,
+        freebsd::{FreeBsd, Place, Wish},
+    };
+
+    if variants.contains(&Variant::Asyncpager) && !FreeBsd::module_loaded() {
+        return Err(unusable::unusable("asyncpager is not loaded: kldload asyncpager.ko"));
+    }
+    let place = match (&args.disk.dir, &args.disk.device) {
+        (Some(dir), _) => Place::Directory(dir.clone()),
+        (None, Some(device)) => Place::Device(device.clone()),
+        (None, None) => Place::Memory,
+    };
+    let files = args.scale().files(&args.workloads());
+    let host = FreeBsd::new(&Wish {
+        place,
+        latency: args.latency.iter().any(|ms| ms.0 > 0),
+        newfs: !args.disk.no_newfs,
+        bytes: files.iter().map(|file| file.size).sum::<u64>() + args.size.0,
+    })?;
+    let results = bench::bench(&host, args, variants)?;
+    host.finish()?;
+    Ok(results)
+}
+
+#[cfg(not(target_os = "freebsd"))]
+fn on_host(_: &cli::Bench, _: &[Variant]) -> Result<Results> {
+    Err(unusable::unusable("sendfile(2) is measured on FreeBSD"))
+}
