@@ -8,14 +8,16 @@ mod distribution;
 mod engine;
 mod host;
 mod interrupt;
+mod plot;
 mod ratio;
+mod report;
 mod result;
 mod table;
 mod undo;
 mod unusable;
 mod workload;
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -67,8 +69,13 @@ fn run(command: Command) -> Result<()> {
                 from.display(),
                 results.format
             );
-            print!("{}", table::table(&results));
-            Ok(())
+            match page {
+                Some(page) => write_page(&results, &page),
+                None => {
+                    print!("{}", table::table(&results));
+                    Ok(())
+                }
+            }
         }
     }
 }
@@ -80,6 +87,9 @@ fn measure(args: &cli::Bench, variants: &[Variant]) -> Result<()> {
         std::fs::write(path, serde_json::to_string(&results)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
+    if let Some(path) = &args.report {
+        write_page(&results, path)?;
+    }
     let mut out = std::io::stdout().lock();
     if args.json {
         serde_json::to_writer(&mut out, &results)?;
@@ -88,6 +98,11 @@ fn measure(args: &cli::Bench, variants: &[Variant]) -> Result<()> {
         write!(out, "{}", table::table(&results))?;
     }
     Ok(())
+}
+
+fn write_page(results: &Results, path: &Path) -> Result<()> {
+    std::fs::write(path, report::page(results)?)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(target_os = "freebsd")]

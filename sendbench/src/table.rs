@@ -6,7 +6,7 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use crate::{
-    ratio::{Case, Ratio, Side, cases},
+    ratio::{Case, Ratio, Ratios, Side, cases},
     result::Results,
 };
 
@@ -16,7 +16,7 @@ pub fn rate(bytes: f64) -> String {
 }
 
 /// Nanoseconds, with three digits.
-pub fn duration(nanoseconds: u64) -> String {
+fn duration(nanoseconds: u64) -> String {
     let ns = nanoseconds as f64;
     let (value, unit) = match nanoseconds {
         0..1_000 => return format!("{nanoseconds} ns"),
@@ -29,12 +29,12 @@ pub fn duration(nanoseconds: u64) -> String {
 }
 
 /// A share in per cent.
-pub fn percent(share: f64) -> String {
+fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
 /// A ratio and its spread.
-pub fn ratio(ratio: Option<Ratio>) -> String {
+fn ratio(ratio: Option<Ratio>) -> String {
     ratio.map_or("–".into(), |r| format!("{:.2} ({:.2}–{:.2})", r.median, r.min, r.max))
 }
 
@@ -44,7 +44,7 @@ pub fn latency(ms: Option<u64>) -> String {
 }
 
 /// Both sides' figures.
-pub fn both(case: &Case, figure: impl Fn(&Side) -> Option<String>) -> String {
+fn both(case: &Case, figure: impl Fn(&Side) -> Option<String>) -> String {
     let text = |side: &Option<Side>| side.as_ref().and_then(&figure).unwrap_or_else(|| "–".into());
     match (&case.stock, &case.asyncpager) {
         (None, _) => text(&case.asyncpager),
@@ -53,42 +53,76 @@ pub fn both(case: &Case, figure: impl Fn(&Side) -> Option<String>) -> String {
     }
 }
 
-/// A metric: its name, its figures, its ratio.
-pub type Metric = (&'static str, fn(&Case) -> String, fn(&Case) -> Option<Ratio>);
+/// A figure of each side, and how the sides compare in it.
+pub struct Metric {
+    /// Its name, with the unit.
+    pub name: &'static str,
+    /// Which way is good.
+    pub more_is_better: bool,
+    figure: fn(&Side) -> Option<String>,
+    ratio: Option<fn(&Ratios) -> Option<Ratio>>,
+}
 
-/// Everything that is told of a case.
+impl Metric {
+    const fn new(
+        name: &'static str,
+        figure: fn(&Side) -> Option<String>,
+        ratio: Option<fn(&Ratios) -> Option<Ratio>>,
+    ) -> Self {
+        Self { name, more_is_better: false, figure, ratio }
+    }
+
+    /// One side's figure.
+    pub fn text(&self, side: Option<&Side>) -> String {
+        side.and_then(self.figure).unwrap_or_else(|| "–".into())
+    }
+
+    /// asyncpager / stock.
+    pub fn ratio(&self, case: &Case) -> Option<Ratio> {
+        self.ratio.and_then(|ratio| ratio(&case.ratios))
+    }
+}
+
+/// Everything that a page tells of a case.
 pub const METRICS: &[Metric] = &[
-    ("throughput, MB/s", |c| both(c, |s| Some(rate(s.rate))), |c| c.ratios.rate),
-    (
-        "first byte, p50",
-        |c| both(c, |s| Some(duration(s.first_byte.p50))),
-        |c| c.ratios.first_byte_p50,
+    Metric {
+        more_is_better: true,
+        ..Metric::new("throughput, MB/s", |s| Some(rate(s.rate)), Some(|r| r.rate))
+    },
+    Metric::new(
+        "first byte, median",
+        |s| Some(duration(s.first_byte.p50)),
+        Some(|r| r.first_byte_p50),
     ),
-    ("first byte, max", |c| both(c, |s| Some(duration(s.first_byte.max))), |_| None),
-    ("call, p50", |c| both(c, |s| Some(duration(s.call.p50))), |_| None),
-    ("call, p99", |c| both(c, |s| Some(duration(s.call.p99))), |c| c.ratios.call_p99),
-    ("call, p99.9", |c| both(c, |s| Some(duration(s.call.p999))), |_| None),
-    ("call, max", |c| both(c, |s| Some(duration(s.call.max))), |_| None),
-    ("inside sendfile", |c| both(c, |s| Some(percent(s.inside_share))), |c| c.ratios.inside_share),
-    (
+    Metric::new("first byte, p99", |s| Some(duration(s.first_byte.p99)), None),
+    Metric::new("sendfile call, median", |s| Some(duration(s.call.p50)), None),
+    Metric::new("sendfile call, p99", |s| Some(duration(s.call.p99)), Some(|r| r.call_p99)),
+    Metric::new("sendfile call, p99.9", |s| Some(duration(s.call.p999)), None),
+    Metric::new("sendfile call, longest", |s| Some(duration(s.call.max)), None),
+    Metric::new(
+        "share of the run inside sendfile",
+        |s| Some(percent(s.inside_share)),
+        Some(|r| r.inside_share),
+    ),
+    Metric::new(
         "CPU s/GiB, event loop",
-        |c| both(c, |s| Some(format!("{:.2}", s.cpu_server_per_gib))),
-        |c| c.ratios.cpu_server,
+        |s| Some(format!("{:.2}", s.cpu_server_per_gib)),
+        Some(|r| r.cpu_server),
     ),
-    (
+    Metric::new(
         "CPU s/GiB, machine",
-        |c| both(c, |s| s.cpu_system_per_gib.map(|cpu| format!("{cpu:.2}"))),
-        |c| c.ratios.cpu_system,
+        |s| s.cpu_system_per_gib.map(|cpu| format!("{cpu:.2}")),
+        Some(|r| r.cpu_system),
     ),
-    (
-        "switches/GiB",
-        |c| both(c, |s| Some(format!("{:.0}", s.switches_per_gib))),
-        |c| c.ratios.switches,
+    Metric::new(
+        "context switches/GiB, event loop",
+        |s| Some(format!("{:.0}", s.switches_per_gib)),
+        Some(|r| r.switches),
     ),
-    (
+    Metric::new(
         "pages read/GiB",
-        |c| both(c, |s| s.pages_read_per_gib.map(|pages| format!("{pages:.0}"))),
-        |c| c.ratios.pages_read,
+        |s| s.pages_read_per_gib.map(|pages| format!("{pages:.0}")),
+        Some(|r| r.pages_read),
     ),
 ];
 

@@ -45,6 +45,12 @@ impl Name {
             Name::Mixed => "mixed",
         }
     }
+
+    /// What it is, in a sentence.
+    pub fn about(self) -> String {
+        let value = self.to_possible_value();
+        value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
+    }
 }
 
 /// How a file lies on the disk.
@@ -85,8 +91,6 @@ pub struct Request {
 /// Files, and what each connection asks for, one after the other.
 #[derive(Clone, Debug)]
 pub struct Workload {
-    /// Its name.
-    pub name: Name,
     /// Drop what is cached before it runs.
     pub cold: bool,
     /// What is sent.
@@ -186,7 +190,7 @@ impl Scale {
         };
         // One connection for the only file, when nothing else is said.
         let connections = if connections.is_empty() { vec![whole(&files, 0)] } else { connections };
-        Workload { name, cold: name != Name::Warm, files, connections }
+        Workload { cold: name != Name::Warm, files, connections }
     }
 
     /// Every file that these workloads need, once.
@@ -274,6 +278,7 @@ mod tests {
     fn names_are_those_of_the_command_line() {
         for name in Name::value_variants() {
             assert_eq!(name.to_possible_value().unwrap().get_name(), name.as_str());
+            assert!(!name.about().is_empty());
             assert_eq!(serde_json::to_string(name).unwrap(), format!("\"{}\"", name.as_str()));
         }
     }
