@@ -14,6 +14,8 @@ use crate::{
 const SIZE: (u32, u32) = (560, 300);
 const STOCK: RGBColor = RGBColor(0xd9, 0x6a, 0x1f);
 const OURS: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
+/// What is at the end of a range gets a label only when the range goes on.
+const EDGE: f64 = 0.01;
 const GRID: RGBColor = RGBColor(0xe3, 0xe7, 0xec);
 const TEXT: RGBColor = RGBColor(0x5a, 0x65, 0x77);
 
@@ -150,10 +152,10 @@ pub fn calls(case: &Case) -> Result<String> {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .margin_top(26)
-            .margin_right(24)
+            .margin_right(28)
             .x_label_area_size(40)
             .y_label_area_size(66)
-            .build_cartesian_2d((from..to).step(1.0), (bottom..0.0).step(1.0))
+            .build_cartesian_2d((from..to + EDGE).step(1.0), (bottom..EDGE).step(1.0))
             .map_err(failed)?;
         chart
             .configure_mesh()
@@ -211,10 +213,13 @@ fn share(log: f64) -> String {
     }
 }
 
-/// Throughput of all workloads, both sides as bars.
-pub fn bars(cases: &[&Case]) -> Result<String> {
-    let top =
-        cases.iter().flat_map(|case| sides(case)).map(|(_, side)| side.rate).fold(1.0, f64::max);
+/// The highest throughput of all.
+pub fn top(cases: &[Case]) -> f64 {
+    cases.iter().flat_map(sides).map(|(_, side)| side.rate).fold(1.0, f64::max)
+}
+
+/// Throughput of workloads, both sides as bars; the longest stands for `top`.
+pub fn bars(cases: &[&Case], top: f64) -> Result<String> {
     const ROW: i32 = 40;
     let (left, right, width) = (110, 70, 1120);
     let size = (width as u32, (cases.len() as i32 * ROW + 30) as u32);

@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::{
     plot,
-    ratio::{Case, Ratio, cases},
+    ratio::{Case, Ratio, Side, cases},
     result::{Results, Run},
     table::{self, METRICS},
     workload::Name,
@@ -49,11 +49,12 @@ pub fn page(results: &Results) -> Result<String> {
     }
     let sections =
         names.iter().map(|name| section(results, *name, &cases)).collect::<Result<Vec<_>>>()?;
+    let top = plot::top(&cases);
     let bars = latencies
         .iter()
         .map(|ms| {
             let here: Vec<&Case> = cases.iter().filter(|case| case.latency_ms == *ms).collect();
-            Ok((*ms, plot::bars(&here)?))
+            Ok((*ms, plot::bars(&here, top)?))
         })
         .collect::<Result<Vec<_>>>()?;
     let page = html! {
@@ -73,7 +74,24 @@ pub fn page(results: &Results) -> Result<String> {
                     "Both ran in turn, round by round. The median of the rounds' quotients, and the least and "
                     "the greatest. More is better."
                 }
-                (overview(&names, &latencies, &cases))
+                (overview(&names, &latencies, &cases, &|case| ratio_cell(case.ratios.rate, true)))
+                @if cases.iter().any(|case| case.of_own_zero.is_some()) {
+                    h3 { "Throughput, of the same side's own at 0 ms" }
+                    (overview(&names, &latencies, &cases, &|case| {
+                        let share = |share: Option<f64>| share.map(|share| format!("{share:.2}"));
+                        two_cell(share(case.stock_of_own_zero), share(case.of_own_zero))
+                    }))
+                }
+                h3 { "99th percentile of a sendfile call" }
+                (overview(&names, &latencies, &cases, &|case| {
+                    let p99 = |side: &Option<Side>| Some(table::duration(side.as_ref()?.call.p99));
+                    two_cell(p99(&case.stock), p99(&case.asyncpager))
+                }))
+                h3 { "Share of the run that the event loop was inside sendfile" }
+                (overview(&names, &latencies, &cases, &|case| {
+                    let share = |side: &Option<Side>| Some(table::percent(side.as_ref()?.inside_share));
+                    two_cell(share(&case.stock), share(&case.asyncpager))
+                }))
                 @for (ms, svg) in &bars {
                     h3 { "Throughput, disk latency " (table::latency(*ms)) }
                     (PreEscaped(svg))
@@ -114,7 +132,13 @@ fn head(results: &Results) -> Markup {
     }
 }
 
-fn overview(names: &[Name], latencies: &[Option<u64>], cases: &[Case]) -> Markup {
+/// A row for each workload, a column for each latency.
+fn overview(
+    names: &[Name],
+    latencies: &[Option<u64>],
+    cases: &[Case],
+    cell: &dyn Fn(&Case) -> Markup,
+) -> Markup {
     html! {
         table.overview {
             tr {
@@ -125,8 +149,10 @@ fn overview(names: &[Name], latencies: &[Option<u64>], cases: &[Case]) -> Markup
                 tr {
                     td { a href={ "#" (name.as_str()) } { (name.as_str()) } }
                     @for ms in latencies {
-                        @let case = cases.iter().find(|c| c.workload == *name && c.latency_ms == *ms);
-                        (ratio_cell(case.and_then(|case| case.ratios.rate), true))
+                        @match cases.iter().find(|c| c.workload == *name && c.latency_ms == *ms) {
+                            Some(case) => { (cell(case)) }
+                            None => { td {} }
+                        }
                     }
                 }
             }
@@ -134,10 +160,20 @@ fn overview(names: &[Name], latencies: &[Option<u64>], cases: &[Case]) -> Markup
     }
 }
 
+/// Both sides' figures.
+fn two_cell(stock: Option<String>, asyncpager: Option<String>) -> Markup {
+    let text = |text: Option<String>| text.unwrap_or_else(|| "–".into());
+    html! {
+        td { span.stock { (text(stock)) } " → " span.asyncpager { (text(asyncpager)) } }
+    }
+}
+
 /// Coloured when the whole spread is on one side.
 fn ratio_cell(ratio: Option<Ratio>, more_is_better: bool) -> Markup {
     let Some(ratio) = ratio else { return html! { td { "–" } } };
-    let (more, less) = (ratio.min > 1.0, ratio.max < 1.0);
+    // One round has no spread.
+    let many = ratio.rounds > 1;
+    let (more, less) = (many && ratio.min > 1.0, many && ratio.max < 1.0);
     let class = match if more_is_better { (more, less) } else { (less, more) } {
         (true, _) => "better",
         (_, true) => "worse",
@@ -266,6 +302,8 @@ mod tests {
         assert!(class(ratio(0.5, 0.9), true).contains("worse"));
         let both = class(ratio(0.9, 1.1), true);
         assert!(!both.contains("better") && !both.contains("worse"));
+        let once = Some(Ratio { rounds: 1, ..ratio(2.0, 2.0).unwrap() });
+        assert!(!class(once, true).contains("better"));
     }
 
     #[test]

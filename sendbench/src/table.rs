@@ -16,7 +16,7 @@ pub fn rate(bytes: f64) -> String {
 }
 
 /// Nanoseconds, with three digits.
-fn duration(nanoseconds: u64) -> String {
+pub fn duration(nanoseconds: u64) -> String {
     let ns = nanoseconds as f64;
     let (value, unit) = match nanoseconds {
         0..1_000 => return format!("{nanoseconds} ns"),
@@ -29,7 +29,7 @@ fn duration(nanoseconds: u64) -> String {
 }
 
 /// A share in per cent.
-fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 

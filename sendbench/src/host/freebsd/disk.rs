@@ -61,12 +61,13 @@ impl MdIoctl {
     }
 }
 
-/// Make a disk in memory that may go to swap; its name, `md0`.
+/// Make a disk of at least so many bytes in memory that may go to swap; its name, `md0`.
 pub fn md_create(bytes: u64) -> Result<String> {
     load("g_md", "geom_md")?;
     let mut md = MdIoctl::new();
     md.kind = MD_SWAP;
-    md.mediasize = bytes as i64;
+    // Whole sectors and pages, or md(4) refuses.
+    md.mediasize = bytes.next_multiple_of(1 << 20) as i64;
     md.sectorsize = 512;
     md.options = MD_AUTOUNIT;
     md.call(0).context("cannot make a memory disk (md(4))")?;
