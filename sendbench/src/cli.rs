@@ -46,6 +46,11 @@ pub enum Command {
     },
 }
 
+#[cfg(target_os = "linux")]
+const DEFAULT_SIZE: u64 = 16 << 20;
+#[cfg(not(target_os = "linux"))]
+const DEFAULT_SIZE: u64 = 128 << 20;
+
 /// What to run, and how.
 #[derive(Args, Debug, Clone)]
 pub struct Bench {
@@ -58,9 +63,9 @@ pub struct Bench {
     /// Latencies of the disk, with commas between them, as 0,5ms,30ms: a gnop(8) disk is set up
     #[arg(long, value_delimiter = ',')]
     pub latency: Vec<Milliseconds>,
-    /// Size of a large file; all other sizes follow from it
-    #[arg(long, default_value = "128M")]
-    pub size: Bytes,
+    /// Size of a large file, 128M unless given, 16M in the testbed; all other sizes follow from it
+    #[arg(long)]
+    pub size: Option<Bytes>,
     /// End each run after so many seconds
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: Option<u64>,
@@ -69,6 +74,9 @@ pub struct Bench {
     pub seed: u64,
     #[command(flatten)]
     pub disk: Disk,
+    #[cfg(target_os = "linux")]
+    #[command(flatten)]
+    pub testbed: Testbed,
     #[command(flatten)]
     pub send: Send,
     /// Print everything as JSON on standard output, and no table
@@ -97,6 +105,18 @@ pub struct Disk {
     /// Use the filesystem that is on --device
     #[arg(long, requires = "device")]
     pub no_newfs: bool,
+}
+
+/// The module in userspace.
+#[cfg(target_os = "linux")]
+#[derive(Args, Debug, Clone)]
+pub struct Testbed {
+    /// Run the module in the testbed
+    #[arg(long, conflicts_with_all = ["dir", "device"])]
+    pub testbed: bool,
+    /// The module
+    #[arg(long, requires = "testbed", default_value = "target/kmod/14-amd64/asyncpager.ko")]
+    pub ko: PathBuf,
 }
 
 /// How sendfile(2) is called.
@@ -136,7 +156,8 @@ impl Bench {
 
     /// The sizes.
     pub fn scale(&self) -> Scale {
-        Scale { size: self.size.0, seed: self.seed }
+        let size = self.size.map_or(DEFAULT_SIZE, |size| size.0);
+        Scale { size, seed: self.seed }
     }
 
     /// For results.
@@ -242,7 +263,8 @@ mod tests {
         assert_eq!(bench.latency.iter().map(|l| l.0).collect::<Vec<_>>(), [0, 5, 30]);
         let bench = compare(&[]).unwrap();
         assert_eq!(bench.workloads().len(), 9);
-        assert_eq!((bench.size.0, bench.send.chunk.0, bench.rounds), (128 << 20, 2 << 20, 5));
+        assert_eq!((bench.scale().size, bench.send.chunk.0), (DEFAULT_SIZE, 2 << 20));
+        assert_eq!(bench.rounds, 5);
         assert!(bench.latency.is_empty());
     }
 

@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     io::ErrorKind,
     sync::{
-        Barrier,
+        Barrier, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -77,7 +77,9 @@ pub struct Bench<'a, H> {
 
 /// Shared by the clients.
 struct Clients<'a> {
-    begin: Barrier,
+    ready: Barrier,
+    /// When the server began: one clock for all.
+    began: OnceLock<Instant>,
     stop: AtomicBool,
     starts: Vec<u64>,
     files: &'a [FileSpec],
@@ -112,7 +114,8 @@ impl<H: Host> Bench<'_, H> {
             ends.push(client);
         }
         let shared = Clients {
-            begin: Barrier::new(ends.len() + 1),
+            ready: Barrier::new(ends.len() + 1),
+            began: OnceLock::new(),
             stop: AtomicBool::new(false),
             starts,
             files: &self.workload.files,
@@ -138,7 +141,8 @@ impl<H: Host> Bench<'_, H> {
                 .collect();
             let before = host.counters();
             let usage = host.usage();
-            shared.begin.wait();
+            let began = *shared.began.get_or_init(Instant::now);
+            shared.ready.wait();
             let served =
                 Loop { bench: self, files: &files, queue: &queue, connections: servers }.run();
             let used = host.usage();
@@ -172,7 +176,9 @@ impl<H: Host> Bench<'_, H> {
                 cut: seen.iter().any(|seen| seen.cut),
                 first_byte: first_byte.distribution(),
                 call: served.call.distribution(),
-                inside_share: served.inside.as_secs_f64() / seconds.max(1e-9),
+                // A client may have all bytes before the call that sent them returns.
+                inside_share: served.inside.as_secs_f64()
+                    / (served.last - began).as_secs_f64().max(seconds).max(1e-9),
                 calls_full: served.full,
                 calls_busy: served.busy,
                 cpu_server: used.cpu - usage.cpu,
@@ -233,6 +239,8 @@ impl<S> Connection<S> {
 struct Served {
     call: Recorder,
     inside: Duration,
+    /// When the last call returned.
+    last: Instant,
     full: u64,
     busy: u64,
 }
@@ -255,7 +263,13 @@ struct Loop<'a, H: Host> {
 
 impl<H: Host> Loop<'_, H> {
     fn run(mut self) -> Result<Served> {
-        let mut served = Served { call: Recorder::new(), inside: Duration::ZERO, full: 0, busy: 0 };
+        let mut served = Served {
+            call: Recorder::new(),
+            inside: Duration::ZERO,
+            last: Instant::now(),
+            full: 0,
+            busy: 0,
+        };
         let mut open = self.connections.len();
         let mut turns: VecDeque<usize> = VecDeque::new();
         let mut busy: Vec<usize> = Vec::new();
@@ -335,7 +349,8 @@ impl<H: Host> Loop<'_, H> {
         let len = (*end - *at).min(options.chunk);
         let begin = Instant::now();
         let result = self.bench.host.sendfile(&self.files[*file], server, *at, len, options);
-        let inside = begin.elapsed();
+        served.last = Instant::now();
+        let inside = served.last - begin;
         served.call.record(inside.as_nanos() as u64);
         served.inside += inside;
         let (sent, stop) = match result {
@@ -391,8 +406,8 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
         end: Duration::ZERO,
     };
     let mut buf = vec![0; RECEIVE];
-    shared.begin.wait();
-    let begin = Instant::now();
+    shared.ready.wait();
+    let begin = *shared.began.get_or_init(Instant::now);
     'all: for request in requests {
         let file = &shared.files[request.file];
         let content = Content::new(shared.seed, file.number);

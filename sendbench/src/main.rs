@@ -13,6 +13,7 @@ mod ratio;
 mod report;
 mod result;
 mod table;
+#[cfg_attr(target_os = "linux", allow(dead_code, reason = "the testbed sets nothing up"))]
 mod undo;
 mod unusable;
 mod workload;
@@ -35,7 +36,11 @@ fn main() -> ExitCode {
     match result.and(undone) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sendbench: {error:#}");
+            match code(&error) {
+                // Where it was is of no interest.
+                130 => eprintln!("sendbench: interrupted"),
+                _ => eprintln!("sendbench: {error:#}"),
+            }
             ExitCode::from(code(&error))
         }
     }
@@ -125,14 +130,25 @@ fn on_host(args: &cli::Bench, variants: &[Variant]) -> Result<Results> {
         place,
         latency: args.latency.iter().any(|ms| ms.0 > 0),
         newfs: !args.disk.no_newfs,
-        bytes: files.iter().map(|file| file.size).sum::<u64>() + args.size.0,
+        bytes: files.iter().map(|file| file.size).sum::<u64>() + args.scale().size,
     })?;
     let results = bench::bench(&host, args, variants)?;
     host.finish()?;
     Ok(results)
 }
 
-#[cfg(not(target_os = "freebsd"))]
-fn on_host(_: &cli::Bench, _: &[Variant]) -> Result<Results> {
-    Err(unusable::unusable("sendfile(2) is measured on FreeBSD"))
+#[cfg(target_os = "linux")]
+fn on_host(args: &cli::Bench, variants: &[Variant]) -> Result<Results> {
+    use host::{Host, testbed::Testbed};
+
+    if !args.testbed.testbed {
+        return Err(unusable::unusable(
+            "this is not FreeBSD: --testbed runs the module in userspace",
+        ));
+    }
+    let files = args.scale().files(&args.workloads());
+    let host = Testbed::new(&args.testbed.ko, &files, args.seed)?;
+    let results = bench::bench(&host, args, variants)?;
+    host.finish()?;
+    Ok(results)
 }

@@ -28,7 +28,7 @@ th:first-child, td:first-child { text-align: left; }
 .overview td, .overview th { padding: .35em .9em; border-bottom: 1px solid #e8ebef; }
 .spread { color: #5a6577; font-size: .85em; }
 .better { background: #e0f2e6; } .worse { background: #fbe3e0; }
-.stock { color: #b4541a; font-weight: 600; } .asyncpager { color: #1f6fb2; font-weight: 600; }
+.stock { color: #b4541a; } .asyncpager { color: #1f6fb2; }
 .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2em; }
 svg { width: 100%; height: auto; display: block; }
 @media (max-width: 800px) { .plots { grid-template-columns: 1fr; } }
@@ -47,6 +47,12 @@ pub fn page(results: &Results) -> Result<String> {
             names.push(case.workload);
         }
     }
+    // Those that can be compared with no latency.
+    let slow: Vec<Option<u64>> = latencies
+        .iter()
+        .filter(|ms| ms.is_some_and(|ms| ms > 0) && latencies.contains(&Some(0)))
+        .copied()
+        .collect();
     let sections =
         names.iter().map(|name| section(results, *name, &cases)).collect::<Result<Vec<_>>>()?;
     let top = plot::top(&cases);
@@ -75,23 +81,40 @@ pub fn page(results: &Results) -> Result<String> {
                     "the greatest. More is better."
                 }
                 (overview(&names, &latencies, &cases, &|case| ratio_cell(case.ratios.rate, true)))
-                @if cases.iter().any(|case| case.of_own_zero.is_some()) {
-                    h3 { "Throughput, of the same side's own at 0 ms" }
-                    (overview(&names, &latencies, &cases, &|case| {
-                        let share = |share: Option<f64>| share.map(|share| format!("{share:.2}"));
-                        two_cell(share(case.stock_of_own_zero), share(case.of_own_zero))
-                    }))
+                div.plots {
+                    div {
+                        h3 { "99th percentile of a sendfile call" }
+                        (overview(&names, &latencies, &cases, &|case| {
+                            let p99 = |side: &Option<Side>| Some(table::duration(side.as_ref()?.call.p99));
+                            two_cell(p99(&case.stock), p99(&case.asyncpager))
+                        }))
+                    }
+                    div {
+                        h3 { "Share of the run that the event loop was inside sendfile" }
+                        (overview(&names, &latencies, &cases, &|case| {
+                            let share = |side: &Option<Side>| Some(table::percent(side.as_ref()?.inside_share));
+                            two_cell(share(&case.stock), share(&case.asyncpager))
+                        }))
+                    }
+                    @if !slow.is_empty() {
+                        div {
+                            h3 { "Throughput / the same side's own at 0 ms" }
+                            (overview(&names, &slow, &cases, &|case| {
+                                let share = |share: Option<f64>| share.map(|share| format!("{share:.2}"));
+                                two_cell(share(case.stock_of_own_zero), share(case.of_own_zero))
+                            }))
+                        }
+                    }
+                    div {
+                        h3 { "Median time to the first byte" }
+                        (overview(&names, &latencies, &cases, &|case| {
+                            let p50 = |side: &Option<Side>| {
+                                Some(table::duration(side.as_ref()?.first_byte.p50))
+                            };
+                            two_cell(p50(&case.stock), p50(&case.asyncpager))
+                        }))
+                    }
                 }
-                h3 { "99th percentile of a sendfile call" }
-                (overview(&names, &latencies, &cases, &|case| {
-                    let p99 = |side: &Option<Side>| Some(table::duration(side.as_ref()?.call.p99));
-                    two_cell(p99(&case.stock), p99(&case.asyncpager))
-                }))
-                h3 { "Share of the run that the event loop was inside sendfile" }
-                (overview(&names, &latencies, &cases, &|case| {
-                    let share = |side: &Option<Side>| Some(table::percent(side.as_ref()?.inside_share));
-                    two_cell(share(&case.stock), share(&case.asyncpager))
-                }))
                 @for (ms, svg) in &bars {
                     h3 { "Throughput, disk latency " (table::latency(*ms)) }
                     (PreEscaped(svg))

@@ -13,6 +13,8 @@ use crate::{
 
 #[cfg(target_os = "freebsd")]
 pub mod freebsd;
+#[cfg(target_os = "linux")]
+pub mod testbed;
 
 /// Why a sendfile call sent no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,7 @@ pub enum Stop {
     /// The socket's buffer is full: an event tells when there is room.
     Full,
     /// A page is busy and waiting was not wanted.
+    #[cfg_attr(target_os = "linux", expect(dead_code, reason = "the testbed has no SF_NODISKIO"))]
     Busy,
 }
 
