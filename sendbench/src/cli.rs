@@ -197,7 +197,7 @@ impl FromStr for Bytes {
         };
         let number: u64 = digits.parse().map_err(|_| wrong())?;
         match number.checked_mul(unit) {
-            Some(bytes) if bytes >= 4096 && bytes <= 1 << 40 => Ok(Self(bytes)),
+            Some(bytes) if (4096..=1 << 40).contains(&bytes) => Ok(Self(bytes)),
             Some(_) => Err(format!("'{text}' is not between 4K and 1024G")),
             None => Err(wrong()),
         }

@@ -66,11 +66,31 @@ fn sides(case: &Case) -> Vec<(Variant, &crate::ratio::Side)> {
         .collect()
 }
 
-/// Throughput of every run over time; a line for each round.
+/// A run in a plot: seconds and MB/s.
+struct Line {
+    bold: bool,
+    variant: Variant,
+    points: Vec<(f64, f64)>,
+}
+
+/// Throughput of every run over time: each side's middle round is drawn boldly.
 pub fn timeline(runs: &[&Run]) -> Result<String> {
-    let lines: Vec<(Variant, Vec<(f64, f64)>)> =
-        runs.iter().map(|run| (run.variant, line(run))).collect();
-    let points = || lines.iter().flat_map(|(_, line)| line);
+    let bold: Vec<*const Run> = [Variant::Stock, Variant::Asyncpager]
+        .iter()
+        .filter_map(|variant| middle(runs, *variant))
+        .map(std::ptr::from_ref)
+        .collect();
+    let mut lines: Vec<Line> = runs
+        .iter()
+        .map(|run| Line {
+            bold: bold.contains(&std::ptr::from_ref(*run)),
+            variant: run.variant,
+            points: line(run),
+        })
+        .collect();
+    // The bold ones last, on top.
+    lines.sort_by_key(|line| line.bold);
+    let points = || lines.iter().flat_map(|line| &line.points);
     let end = points().map(|(x, _)| *x).fold(0.01, f64::max);
     let top = points().map(|(_, y)| *y).fold(1.0, f64::max) * 1.05;
     draw(SIZE, |area| {
@@ -95,13 +115,15 @@ pub fn timeline(runs: &[&Run]) -> Result<String> {
             .y_label_formatter(&|y| trim(*y))
             .draw()
             .map_err(failed)?;
-        let thick = if lines.len() > 4 { 1 } else { 2 };
-        for (variant, line) in &lines {
-            let style = colour(*variant).mix(0.8).stroke_width(thick);
-            chart.draw_series(LineSeries::new(line.iter().copied(), style)).map_err(failed)?;
+        for line in &lines {
+            let (mix, width) = if line.bold { (1.0, 2) } else { (0.3, 1) };
+            let style = colour(line.variant).mix(mix).stroke_width(width);
+            let points = line.points.iter().copied();
+            chart.draw_series(LineSeries::new(points, style)).map_err(failed)?;
         }
-        area.draw(&Text::new("throughput, MB/s", (8, 6), font(14))).map_err(failed)?;
-        legend(area, &seen(lines.iter().map(|(variant, _)| *variant)), SIZE.0 as i32)
+        area.draw(&Text::new("throughput, MB/s; bold: the middle round", (8, 6), font(14)))
+            .map_err(failed)?;
+        legend(area, &seen(lines.iter().map(|line| line.variant)), SIZE.0 as i32)
     })
 }
 
@@ -111,10 +133,17 @@ fn seen(all: impl Iterator<Item = Variant> + Clone) -> Vec<Variant> {
     known.into_iter().filter(|variant| all.clone().any(|other| other == *variant)).collect()
 }
 
+/// The run of a variant whose throughput is in the middle.
+fn middle<'a>(runs: &[&'a Run], variant: Variant) -> Option<&'a Run> {
+    let mut own: Vec<&Run> = runs.iter().filter(|run| run.variant == variant).copied().collect();
+    own.sort_by(|a, b| a.measured.rate().total_cmp(&b.measured.rate()));
+    own.get(own.len() / 2).copied()
+}
+
 /// A run's throughput, in pieces that are long enough to be read.
 fn line(run: &Run) -> Vec<(f64, f64)> {
     let timeline = &run.measured.timeline;
-    let join = timeline.len().div_ceil(60).max(1);
+    let join = timeline.len().div_ceil(40).max(1);
     let seconds = run.measured.timeline_ms as f64 / 1000.0;
     // The last piece is over when the run is.
     let end = run.measured.seconds;
@@ -261,6 +290,14 @@ mod tests {
         let at = |x: f64| points.iter().rfind(|p| p.0 <= x).unwrap().1;
         assert!((at(3.0) + 1.0).abs() < 1e-9, "100 of 1000 took longer than 1 µs");
         assert!((at(4.0) + 3.0).abs() < 1e-9, "one took longer than 10 µs");
+    }
+
+    #[test]
+    fn the_middle_round_is_by_throughput() {
+        let results = crate::ratio::tests::results();
+        let runs: Vec<&Run> = results.runs.iter().filter(|r| r.latency_ms == Some(30)).collect();
+        assert_eq!(middle(&runs, Variant::Stock).unwrap().measured.seconds, 40.0);
+        assert!(middle(&[], Variant::Stock).is_none());
     }
 
     #[test]

@@ -30,6 +30,9 @@ th:first-child, td:first-child { text-align: left; }
 .better { background: #e0f2e6; } .worse { background: #fbe3e0; }
 .stock { color: #b4541a; } .asyncpager { color: #1f6fb2; }
 .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2em; }
+.plots > div { overflow-x: auto; min-width: 0; }
+.plots .overview { font-size: .88em; }
+.plots .overview td, .plots .overview th { padding: .35em .55em; }
 svg { width: 100%; height: auto; display: block; }
 @media (max-width: 800px) { .plots { grid-template-columns: 1fr; } }
 ";
