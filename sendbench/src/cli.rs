@@ -105,6 +105,9 @@ pub struct Disk {
     /// Use the filesystem that is on --device
     #[arg(long, requires = "device")]
     pub no_newfs: bool,
+    /// Wire memory until so many per cent of all are wired, to see what a shortage does
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=95))]
+    pub wire: Option<u8>,
 }
 
 /// The module in userspace.
@@ -112,7 +115,7 @@ pub struct Disk {
 #[derive(Args, Debug, Clone)]
 pub struct Testbed {
     /// Run the module in the testbed
-    #[arg(long, conflicts_with_all = ["dir", "device"])]
+    #[arg(long, conflicts_with_all = ["dir", "device", "wire"])]
     pub testbed: bool,
     /// The module
     #[arg(long, requires = "testbed", default_value = "target/kmod/14-amd64/asyncpager.ko")]
@@ -273,6 +276,7 @@ mod tests {
         assert!(compare(&["--dir", "/a", "--device", "/dev/b"]).is_err());
         assert!(compare(&["--no-newfs"]).is_err());
         assert!(compare(&["--rounds", "0"]).is_err());
+        assert!(compare(&["--wire", "96"]).is_err() && compare(&["--wire", "90"]).is_ok());
         assert!(compare(&["--workload", "nonesuch"]).is_err());
     }
 }

@@ -130,6 +130,7 @@ fn on_host(args: &cli::Bench, variants: &[Variant]) -> Result<Results> {
         place,
         latency: args.latency.iter().any(|ms| ms.0 > 0),
         newfs: !args.disk.no_newfs,
+        wire: args.disk.wire,
         bytes: files.iter().map(|file| file.size).sum::<u64>() + args.scale().size,
     })?;
     let results = bench::bench(&host, args, variants)?;

@@ -4,6 +4,7 @@
 mod disk;
 mod socket;
 mod sysctl;
+mod wired;
 
 use std::{
     fs::{self, File},
@@ -53,6 +54,8 @@ pub struct Wish {
     pub newfs: bool,
     /// Bytes of all files.
     pub bytes: u64,
+    /// Per cent of memory to be wired during the runs.
+    pub wire: Option<u8>,
 }
 
 /// See the module's documentation.
@@ -62,6 +65,7 @@ pub struct FreeBsd {
     mounted: Option<(String, PathBuf)>,
     nop: Option<Nop>,
     disk: String,
+    wire: Option<u8>,
 }
 
 impl FreeBsd {
@@ -83,7 +87,7 @@ impl FreeBsd {
             });
         }
         let device = match &wish.place {
-            Place::Directory(dir) => return Self::in_directory(dir, wish.latency),
+            Place::Directory(dir) => return Self::in_directory(dir, wish),
             Place::Device(device) => device.trim_start_matches("/dev/").to_string(),
             Place::Memory => {
                 let name = disk::md_create(wish.bytes + wish.bytes / 8 + (64 << 20))?;
@@ -128,11 +132,11 @@ impl FreeBsd {
         // Of an earlier run, with --no-newfs.
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir(&dir)?;
-        Ok(Self { dir, mounted: Some((device, at)), nop, disk })
+        Ok(Self { dir, mounted: Some((device, at)), nop, disk, wire: wish.wire })
     }
 
-    fn in_directory(parent: &Path, latency: bool) -> Result<Self> {
-        if latency {
+    fn in_directory(parent: &Path, wish: &Wish) -> Result<Self> {
+        if wish.latency {
             return Err(unusable(
                 "--latency needs a disk of its own: give --device, or neither --device nor --dir",
             ));
@@ -145,7 +149,8 @@ impl FreeBsd {
             let dir = dir.clone();
             undo::later(format!("remove {}", dir.display()), move || Ok(fs::remove_dir_all(&dir)?));
         }
-        Ok(Self { dir, mounted: None, nop: None, disk: format!("{device}, as it is") })
+        let disk = format!("{device}, as it is");
+        Ok(Self { dir, mounted: None, nop: None, disk, wire: wish.wire })
     }
 
     fn path(&self, file: &FileSpec) -> PathBuf {
@@ -219,6 +224,9 @@ impl Host for FreeBsd {
                 .write(file, seed, progress)
                 .with_context(|| format!("cannot write {}", self.path(file).display()))?;
             extents = extents.or(told);
+        }
+        if let Some(percent) = self.wire {
+            wired::wire(percent)?;
         }
         Ok(extents)
     }
@@ -319,6 +327,9 @@ impl Host for FreeBsd {
             ));
         }
         let kernel = sysctl::text("kern.version")?;
+        if let Some(percent) = self.wire {
+            warnings.push(format!("{percent} % of memory were wired"));
+        }
         let debug = ["kern.features.invariants", "debug.witness.watch"];
         if let Some(option) = debug.iter().find(|name| sysctl::exists(name)) {
             warnings.push(format!("this kernel checks itself ({option}), which takes time"));
