@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{
     cli, engine,
@@ -129,7 +129,10 @@ fn once<H: Host>(
 }
 
 fn progress(quiet: bool, total: u64, what: &str) -> Result<ProgressBar> {
-    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(total) };
+    // Twice a second: a serial console is slow, and drawing takes CPU from what is measured.
+    let target =
+        if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(2) };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
     bar.set_style(ProgressStyle::with_template(
         "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}",
     )?);

@@ -328,7 +328,7 @@ impl Host for FreeBsd {
         }
         let kernel = sysctl::text("kern.version")?;
         if let Some(percent) = self.wire {
-            warnings.push(format!("{percent} % of memory were wired"));
+            warnings.push(format!("{percent} % of memory is wired during the runs"));
         }
         let debug = ["kern.features.invariants", "debug.witness.watch"];
         if let Some(option) = debug.iter().find(|name| sysctl::exists(name)) {
