@@ -4,6 +4,7 @@
 #   make run              everything on a fresh machine: install, build, serve files
 #   make test             the tests
 #   make kmod [REL=14|15] [ARCH=amd64|arm64] [SYSDIR=/usr/src/sys]
+#   make sendbench [REL=14|15] [ARCH=amd64|arm64]   the benchmark for FreeBSD
 #   make torture [MINUTES=n] [SEED=s]
 #   make clean
 
@@ -17,6 +18,9 @@ all: kmod
 
 setup:
 	@scripts/setup
+
+sendbench: setup
+	@scripts/sendbench "$(REL)" "$(ARCH)"
 
 kmod: setup
 	@SYSDIR="$(SYSDIR)" scripts/kmod "$(REL)" "$(ARCH)"
@@ -33,4 +37,4 @@ torture: kmod
 clean:
 	rm -rf target
 
-.PHONY: all setup kmod run test torture clean
+.PHONY: all setup kmod sendbench run test torture clean

@@ -4,6 +4,7 @@
 //! that it keeps the kernel's rules.
 
 mod bed;
+pub mod bench;
 pub mod breach;
 mod buf;
 mod bufcache;

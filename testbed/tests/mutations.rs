@@ -34,6 +34,8 @@ fn build(name: &str, file: &str, find: &str, replace: &str) -> PathBuf {
         "scripts",
         "testbed/Cargo.toml",
         "testbed/src",
+        "sendbench/Cargo.toml",
+        "sendbench/src",
     ] {
         let to = copy.join(part);
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();

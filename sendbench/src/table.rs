@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! Results for people, as text.
+
+use std::fmt::Write;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+use crate::{
+    ratio::{Case, Ratio, Ratios, Side, cases},
+    result::Results,
+};
+
+/// Bytes a second.
+pub fn rate(bytes: f64) -> String {
+    format!("{:.1}", bytes / 1e6)
+}
+
+/// Nanoseconds, with three digits.
+pub fn duration(nanoseconds: u64) -> String {
+    let ns = nanoseconds as f64;
+    let (value, unit) = match nanoseconds {
+        0..1_000 => return format!("{nanoseconds} ns"),
+        1_000..1_000_000 => (ns / 1e3, "µs"),
+        1_000_000..1_000_000_000 => (ns / 1e6, "ms"),
+        _ => (ns / 1e9, "s"),
+    };
+    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+    format!("{value:.digits$} {unit}")
+}
+
+/// A share in per cent.
+pub fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+/// A ratio and its spread.
+fn ratio(ratio: Option<Ratio>) -> String {
+    ratio.map_or("–".into(), |r| format!("{:.2} ({:.2}–{:.2})", r.median, r.min, r.max))
+}
+
+/// The disk's latency.
+pub fn latency(ms: Option<u64>) -> String {
+    ms.map_or("as it is".into(), |ms| format!("{ms} ms"))
+}
+
+/// Both sides' figures.
+fn both(case: &Case, figure: impl Fn(&Side) -> Option<String>) -> String {
+    let text = |side: &Option<Side>| side.as_ref().and_then(&figure).unwrap_or_else(|| "–".into());
+    match (&case.stock, &case.asyncpager) {
+        (None, _) => text(&case.asyncpager),
+        (_, None) => text(&case.stock),
+        _ => format!("{} → {}", text(&case.stock), text(&case.asyncpager)),
+    }
+}
+
+/// A figure of each side, and how the sides compare in it.
+pub struct Metric {
+    /// Its name, with the unit.
+    pub name: &'static str,
+    /// Which way is good.
+    pub more_is_better: bool,
+    figure: fn(&Side) -> Option<String>,
+    ratio: Option<fn(&Ratios) -> Option<Ratio>>,
+}
+
+impl Metric {
+    const fn new(
+        name: &'static str,
+        figure: fn(&Side) -> Option<String>,
+        ratio: Option<fn(&Ratios) -> Option<Ratio>>,
+    ) -> Self {
+        Self { name, more_is_better: false, figure, ratio }
+    }
+
+    /// One side's figure.
+    pub fn text(&self, side: Option<&Side>) -> String {
+        side.and_then(self.figure).unwrap_or_else(|| "–".into())
+    }
+
+    /// asyncpager / stock.
+    pub fn ratio(&self, case: &Case) -> Option<Ratio> {
+        self.ratio.and_then(|ratio| ratio(&case.ratios))
+    }
+}
+
+/// Everything that a page tells of a case.
+pub const METRICS: &[Metric] = &[
+    Metric {
+        more_is_better: true,
+        ..Metric::new("throughput, MB/s", |s| Some(rate(s.rate)), Some(|r| r.rate))
+    },
+    Metric::new(
+        "first byte, median",
+        |s| Some(duration(s.first_byte.p50)),
+        Some(|r| r.first_byte_p50),
+    ),
+    Metric::new("first byte, p99", |s| Some(duration(s.first_byte.p99)), None),
+    Metric::new("sendfile call, median", |s| Some(duration(s.call.p50)), None),
+    Metric::new("sendfile call, p99", |s| Some(duration(s.call.p99)), Some(|r| r.call_p99)),
+    Metric::new("sendfile call, p99.9", |s| Some(duration(s.call.p999)), None),
+    Metric::new("sendfile call, longest", |s| Some(duration(s.call.max)), None),
+    Metric::new(
+        "share of the run inside sendfile",
+        |s| Some(percent(s.inside_share)),
+        Some(|r| r.inside_share),
+    ),
+    Metric::new(
+        "CPU s/GiB, event loop",
+        |s| Some(format!("{:.2}", s.cpu_server_per_gib)),
+        Some(|r| r.cpu_server),
+    ),
+    Metric::new(
+        "CPU s/GiB, machine",
+        |s| s.cpu_system_per_gib.map(|cpu| format!("{cpu:.2}")),
+        Some(|r| r.cpu_system),
+    ),
+    Metric::new(
+        "context switches/GiB, event loop",
+        |s| Some(format!("{:.0}", s.switches_per_gib)),
+        Some(|r| r.switches),
+    ),
+    Metric::new(
+        "pages read/GiB",
+        |s| s.pages_read_per_gib.map(|pages| format!("{pages:.0}")),
+        Some(|r| r.pages_read),
+    ),
+];
+
+/// All cases.
+pub fn table(results: &Results) -> String {
+    let mut text = String::new();
+    let machine = &results.machine;
+    let _ = writeln!(
+        text,
+        "{}, {} CPUs, {} MiB, disk: {}\ncold: {}",
+        machine.system,
+        machine.cpus,
+        machine.memory >> 20,
+        machine.disk,
+        machine.cold
+    );
+    for warning in &machine.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    let _ = writeln!(
+        text,
+        "stock → asyncpager; ratios asyncpager/stock of each round: median (least–greatest)"
+    );
+    let cases = cases(results);
+    let mut overview = sheet();
+    overview.set_header([
+        "workload",
+        "latency",
+        "MB/s",
+        "ratio",
+        "of own 0 ms",
+        "first byte p50",
+        "call p99",
+        "call max",
+        "inside",
+        "CPU ratio",
+        "pages ratio",
+    ]);
+    for case in &cases {
+        let share = |share: Option<f64>| share.map_or("–".into(), |share| format!("{share:.2}"));
+        overview.add_row([
+            case.workload.as_str().to_string(),
+            latency(case.latency_ms),
+            both(case, |s| Some(rate(s.rate))),
+            ratio(case.ratios.rate),
+            match (case.stock_of_own_zero, case.of_own_zero) {
+                (None, None) => "–".into(),
+                (stock, ours) => format!("{} → {}", share(stock), share(ours)),
+            },
+            both(case, |s| Some(duration(s.first_byte.p50))),
+            both(case, |s| Some(duration(s.call.p99))),
+            both(case, |s| Some(duration(s.call.max))),
+            both(case, |s| Some(percent(s.inside_share))),
+            ratio(case.ratios.cpu_server),
+            ratio(case.ratios.pages_read),
+        ]);
+    }
+    for column in overview.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let _ = writeln!(text, "{overview}");
+    let cut = results.runs.iter().filter(|run| run.measured.cut).count();
+    if cut > 0 {
+        let _ = writeln!(text, "{cut} of {} runs were ended by --seconds", results.runs.len());
+    }
+    text
+}
+
+fn sheet() -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::ASCII_MARKDOWN)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_three_digits() {
+        for (ns, text) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1_234, "1.23 µs"),
+            (12_345, "12.3 µs"),
+            (123_456, "123 µs"),
+            (30_400_000, "30.4 ms"),
+            (2_500_000_000, "2.50 s"),
+        ] {
+            assert_eq!(duration(ns), text);
+        }
+    }
+
+    #[test]
+    fn the_table_has_the_ratio_its_spread_and_the_reference() {
+        let text = table(&crate::ratio::tests::results());
+        let row = text.lines().find(|line| line.contains("30 ms")).unwrap();
+        for want in ["cold-stream", "4.00 (3.00–4.40)", "26.8 → 107.4", "0.23 → 0.90"] {
+            assert!(row.contains(want), "{want}: {row}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! What a benchmark drives: a loaded module over a disk in memory, files, a
+//! sendfile in two halves, switches and counters.
+
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Result, ensure};
+
+use crate::{bed::Bed, cpu, disk::Manners, kernel::Options, sendfile::Sending, sysctl, vfs, vm};
+
+/// Bytes of memory that files can be cached in.
+pub const MEMORY: u64 = 256 << 20;
+
+/// A loaded module over a disk.
+pub struct Bench {
+    bed: Bed,
+    block: u64,
+}
+
+/// A file on the disk.
+#[derive(Clone)]
+pub struct File(Arc<vfs::File>);
+
+/// A sendfile whose pages are on their way.
+pub struct Transfer(Sending);
+
+/// Make the calling thread one that may run the module's code.
+pub fn attach() {
+    cpu::attach();
+}
+
+impl Bench {
+    /// Load the module over a disk that holds `image`, in blocks of `block` bytes.
+    pub fn new(ko: &Path, image: Vec<u8>, block: u64, seed: u64) -> Result<Self> {
+        let bed = Bed::new(Some(ko), &Options::default(), image, 512, seed, true)?;
+        Ok(Self { bed, block })
+    }
+
+    /// Let every transfer of the disk take so long.
+    pub fn latency(&self, latency: Duration) {
+        self.bed.disk.behave(Manners { latency: latency.into(), ..Manners::default() });
+    }
+
+    /// A file whose blocks are these of the disk; `None` is a hole.
+    pub fn file(&self, name: &str, map: &[Option<u64>], size: u64) -> File {
+        File(self.bed.named(name, self.block, map, size, true))
+    }
+
+    /// Write a switch as sysctl(8) does.
+    pub fn switch(&self, name: &str, on: bool) -> Result<()> {
+        let errno = sysctl::write(name, on);
+        ensure!(errno == 0, "sysctl {name}: {}", io::Error::from_raw_os_error(errno));
+        Ok(())
+    }
+
+    /// The module's counters.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        sysctl::counters()
+    }
+
+    /// Close all files, unload the module, and see that nothing is left.
+    pub fn finish(self) -> Result<()> {
+        self.bed.finish()
+    }
+}
+
+impl File {
+    /// Begin to send: start what is missing, wait for nothing but busy pages.
+    pub fn send(&self, offset: u64, len: u64, readahead: u16) -> io::Result<Transfer> {
+        let sending = Sending::begin(&self.0, offset, len, readahead.into());
+        sending.map(Transfer).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
+    }
+
+    /// Free the cached pages that nobody uses.
+    pub fn forget(&self) {
+        vm::reclaim(self.0.object, 1, &mut fastrand::Rng::with_seed(0));
+    }
+}
+
+impl Transfer {
+    /// Wait for the pages, and give their bytes to `sink`.
+    pub fn finish(self, nocache: bool, sink: impl FnMut(&[u8])) -> io::Result<()> {
+        self.0.finish(nocache, sink).map_err(io::Error::from_raw_os_error)
+    }
+}
