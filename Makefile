@@ -4,6 +4,8 @@
 #   make run              everything on a fresh machine: install, build, serve files
 #   make test             the tests
 #   make kmod [REL=14|15] [ARCH=amd64|arm64] [SYSDIR=/usr/src/sys]
+#   make freebsd [REL=14] [ARCH=amd64]
+#                         an archive for a FreeBSD machine without a compiler
 #   make torture [MINUTES=n] [SEED=s]
 #   make clean
 
@@ -27,10 +29,13 @@ run: kmod
 test: kmod
 	@scripts/test
 
+freebsd: setup
+	@scripts/freebsd "$(REL)" "$(ARCH)"
+
 torture: kmod
 	@scripts/torture "$(MINUTES)" "$(SEED)"
 
 clean:
 	rm -rf target
 
-.PHONY: all setup kmod run test torture clean
+.PHONY: all setup kmod run test freebsd torture clean
