@@ -35,7 +35,6 @@ journaled_soft_updates() {
 	two_files
 	new_disk 128
 	filled 2-32768-j files
-	mount -p | grep "$MNT" >said
 	atf_check -o match:"soft updates: journaled|journaled soft-updates" mount
 	written_beside
 	whole
@@ -75,7 +74,7 @@ snapshot() {
 	rm -f "$MNT/.snap/second"
 	# The same bytes by read(2), which does not come to the pager, and cold by sendfile.
 	dd if="$MNT/.snap/first" of=first bs=65536 2>/dev/null || atf_fail "cannot read the snapshot"
-	umount "$MNT" && mount_it
+	cold
 	same "$MNT/.snap/first" first
 	same "$MNT/one" files/one
 	# What the snapshot holds is a filesystem with the files of its time.
@@ -102,7 +101,7 @@ gjournal() {
 	gjournal stop -f "$DISK.journal"
 	EOF
 	chmod +x teardown
-	DISK=$DISK.journal
+	DISK=$DISK.journal SIZE=128
 	patience=100
 	until [ -c "/dev/$DISK" ]; do
 		patience=$((patience - 1))

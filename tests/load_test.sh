@@ -57,8 +57,7 @@ registered() {
 	[ "$(counter calls_async)" -eq "$served" ] || atf_fail "called though it is not enabled"
 	more_than "$original" calls_original
 	sysctl vfs.asyncpager.enabled=1 >/dev/null
-	umount "$MNT"
-	mount_it -o ro
+	cold -o ro
 	same_all files
 	more_than "$served" calls_async
 	umount "$MNT"

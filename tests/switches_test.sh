@@ -10,7 +10,7 @@ writable() {
 
 # Whatever the switches say, the bytes are right.
 right_bytes() {
-	umount "$MNT" && mount_it -o ro
+	cold -o ro
 	same_all files
 }
 
@@ -24,7 +24,7 @@ prepared() {
 	grep -qx vfs.asyncpager.enabled names || atf_fail "enabled cannot be written: $(cat names)"
 }
 
-testcase_in kernel good_values "every switch takes its own value and both of a switch's"
+testcase_in kernel good_values "every variable takes its own value, a switch its other one too"
 good_values() {
 	prepared
 	while read -r name; do
@@ -128,7 +128,7 @@ sync_too() {
 	more_than 0 calls_sync
 	sysctl vfs.asyncpager.sync=0 >/dev/null
 	served=$(counter calls_sync)
-	umount "$MNT" && mount_it -o ro
+	cold -o ro
 	cmp files/one "$MNT/one" || atf_fail "wrong bytes through page faults"
 	[ "$(counter calls_sync)" -eq "$served" ] || atf_fail "page faults are served still"
 	unload

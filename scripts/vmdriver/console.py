@@ -9,10 +9,17 @@ import time
 from .errors import Failure, Timeout, Trouble
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[()][0-9A-B]|[=>78cDEHM])|\r|\x0f|\0")
+# Where the cursor jumps, another line begins.
+JUMP = re.compile(r"\x1b\[[\d;]*H")
 # An escape sequence that is not complete yet.
 ESCAPE_BEGUN = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[()])?$")
 # How long a backtrace may take to come out after a panic.
 LAST_WORDS = 20
+
+
+def plain(text):
+    """Text without its escape sequences."""
+    return ESCAPES.sub("", JUMP.sub("\n", text))
 
 
 class Console:
@@ -99,7 +106,7 @@ class Console:
         self._raw += text
         begun = ESCAPE_BEGUN.search(self._raw)
         at = begun.start() if begun else len(self._raw)
-        text, self._raw = ESCAPES.sub("", self._raw[:at]), self._raw[at:]
+        text, self._raw = plain(self._raw[:at]), self._raw[at:]
         self.log.write(text)
         self.log.flush()
         self._text += text

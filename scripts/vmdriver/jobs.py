@@ -10,7 +10,7 @@ END = "vm-job: end, exit code "
 
 SCRIPT = """#!/bin/sh
 echo '{begin}'
-export TERM=dumb DISK={disk}
+export TERM=dumb LC_ALL=C DISK={disk}
 top=$(cd "$(dirname "$0")" && pwd)
 results=$top/results
 mkdir -p "$results"

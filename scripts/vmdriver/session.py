@@ -19,13 +19,15 @@ from .errors import Failure, Trouble
 from .trouble import Watcher
 
 QUIET = 30
+# What the kernel says when tests make disks come, fail and go; it is in the log.
+NOISE = re.compile(r"^(?:g_vfs_done\(\)|GEOM_|asyncpager: .* failed, errno|Expensive callout)")
 LEAVE = b"\x1d"
 
 # What a console can ask on the way to a shell.
 BOOT = {
     # The loader of an image writes to the screen, which SeaBIOS copies to the serial line.
     "menu": r"Autoboot in|Hit \[Enter\] to boot",
-    "loader": r"^OK $",
+    "loader": r"^OK ?$",
     "login": r"login: $",
     "password": r"^Password:$",
     "single": r"Enter full pathname of shell or RETURN",
@@ -52,7 +54,7 @@ class Progress:
 
     def line(self, line):
         """A line of the console, shown while the job runs."""
-        if self.shown and line.strip() and not line.startswith("vm-job: "):
+        if self.shown and line.strip() and not line.startswith("vm-job: ") and not NOISE.search(line):
             self.say(line)
 
     def tick(self):
@@ -155,7 +157,7 @@ def boot(console, options, progress):
         if name == "menu" and name not in asked:
             progress.say("at the loader's menu")
             console.send("\x1b")
-        elif name == "loader":
+        elif name == "loader" and "menu" in asked:
             console.send("set console=comconsole\rset boot_serial=YES\rset kern.hz=1000\rboot\r")
         elif name == "login":
             progress.say("at the login prompt")
