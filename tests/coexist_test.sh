@@ -51,6 +51,7 @@ quota() {
 	export PATH_FSTAB=$PWD/fstab
 	mount_it
 	cp files/one files/two "$MNT"
+	cold
 	atf_check -o ignore -e ignore quotacheck -u "$MNT"
 	atf_check -o ignore quotaon -u "$MNT"
 	written_beside
@@ -64,7 +65,7 @@ testcase snapshot "snapshots are taken while files are sent, and can be sent" mk
 snapshot() {
 	load
 	two_files
-	new_disk 128
+	new_disk 48
 	filled 2-32768-U files
 	mkdir "$MNT/.snap" 2>/dev/null
 	for name in first second third; do

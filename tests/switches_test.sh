@@ -3,9 +3,11 @@
 
 . "$(atf_get_srcdir)/lib.subr"
 
-# Names below vfs.asyncpager that can be written.
+# Variables below vfs.asyncpager that can be written. sysctl lists nodes too.
 writable() {
-	sysctl -NW vfs.asyncpager
+	for oid in $(sysctl -NW vfs.asyncpager); do
+		[ "$(sysctl -N "$oid")" != "$oid" ] || echo "$oid"
+	done
 }
 
 # Whatever the switches say, the bytes are right.
@@ -27,16 +29,16 @@ prepared() {
 testcase_in kernel good_values "every variable takes its own value, a switch its other one too"
 good_values() {
 	prepared
-	while read -r name; do
-		value=$(sysctl -n "$name")
-		atf_check -o ignore sysctl "$name=$value"
-		atf_check -o inline:"$value\n" sysctl -n "$name"
+	while read -r oid; do
+		value=$(sysctl -n "$oid")
+		atf_check -o ignore sysctl "$oid=$value"
+		atf_check -o inline:"$value\n" sysctl -n "$oid"
 		case $value in
 		0 | 1)
-			atf_check -o ignore sysctl "$name=$((1 - value))"
-			atf_check -o inline:"$((1 - value))\n" sysctl -n "$name"
+			atf_check -o ignore sysctl "$oid=$((1 - value))"
+			atf_check -o inline:"$((1 - value))\n" sysctl -n "$oid"
 			right_bytes
-			atf_check -o ignore sysctl "$name=$value"
+			atf_check -o ignore sysctl "$oid=$value"
 			;;
 		esac
 		right_bytes
@@ -48,18 +50,18 @@ good_values() {
 testcase_in kernel bad_values "what is no number is refused, and changes nothing"
 bad_values() {
 	prepared
-	while read -r name; do
-		value=$(sysctl -n "$name")
+	while read -r oid; do
+		value=$(sysctl -n "$oid")
 		for bad in banana "" 1x 99999999999999999999999; do
-			sysctl "$name=$bad" >said 2>&1 && atf_fail "$name=$bad was not refused: $(cat said)"
-			atf_check -o inline:"$value\n" sysctl -n "$name"
+			sysctl "$oid=$bad" >said 2>&1 && atf_fail "$oid=$bad was not refused: $(cat said)"
+			atf_check -o inline:"$value\n" sysctl -n "$oid"
 		done
 		# A number that makes no sense is refused or bent into one that does.
 		for extreme in -1 0 2 255 2147483647 4294967295 9223372036854775807; do
-			sysctl "$name=$extreme" >/dev/null 2>&1 || :
+			sysctl "$oid=$extreme" >/dev/null 2>&1 || :
 			right_bytes
 		done
-		atf_check -o ignore sysctl "$name=$value"
+		atf_check -o ignore sysctl "$oid=$value"
 	done <names
 	unload
 }
@@ -69,9 +71,9 @@ counters_read_only() {
 	load
 	sysctl -N vfs.asyncpager.stats >names
 	[ -s names ] || atf_fail "there are no counters"
-	while read -r name; do
-		sysctl "$name=1" >said 2>&1 && atf_fail "$name was written"
-		atf_check -o match:'^[0-9]+$' sysctl -n "$name"
+	while read -r oid; do
+		sysctl "$oid=1" >said 2>&1 && atf_fail "$oid was written"
+		atf_check -o match:'^[0-9]+$' sysctl -n "$oid"
 	done <names
 	atf_check -s not-exit:0 -e not-empty sysctl vfs.asyncpager.nonsense
 	unload
@@ -90,24 +92,24 @@ tunables() {
 	load
 	sysctl -NT vfs.asyncpager >names
 	grep -qx vfs.asyncpager.enabled names || atf_fail "enabled is no tunable: $(cat names)"
-	while read -r name; do
-		sysctl "$name" >>defaults
+	while read -r oid; do
+		sysctl "$oid" >>defaults
 	done <names
 	unload
-	while IFS=': ' read -r name value; do
+	while IFS=': ' read -r oid value; do
 		case $value in
 		0 | 1) good=$((1 - value)) ;;
 		*) good=$value ;;
 		esac
-		load "$name=$good"
-		atf_check -o inline:"$good\n" sysctl -n "$name"
+		load "$oid=$good"
+		atf_check -o inline:"$good\n" sysctl -n "$oid"
 		unload
 		for bad in banana ""; do
-			load "$name=$bad"
-			atf_check -o inline:"$value\n" sysctl -n "$name"
+			load "$oid=$bad"
+			atf_check -o inline:"$value\n" sysctl -n "$oid"
 			unload
 		done
-		kenv -u "$name" >/dev/null
+		kenv -u "$oid" >/dev/null
 	done <defaults
 	# Not one that a tunable has turned off, but all of it at work.
 	mkdir files

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """A VM's serial console: read with a deadline, logged, and watched for trouble."""
 
+import codecs
 import os
 import re
 import selectors
@@ -32,6 +33,7 @@ class Console:
         self.deadline = deadline
         self.on_line = on_line
         self.tail = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._raw = ""
         self._text = ""
         self._line = ""
@@ -98,12 +100,12 @@ class Console:
         data = os.read(self._fd, 65536)
         if not data:
             return False
-        self.take(data.decode("utf-8", "replace"))
+        self.take(data)
         return True
 
-    def take(self, text):
-        """What the VM has written."""
-        self._raw += text
+    def take(self, data):
+        """What the VM has written; a character or an escape sequence may be cut in two."""
+        self._raw += self._decoder.decode(data)
         begun = ESCAPE_BEGUN.search(self._raw)
         at = begun.start() if begun else len(self._raw)
         text, self._raw = plain(self._raw[:at]), self._raw[at:]

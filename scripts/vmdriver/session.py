@@ -36,6 +36,11 @@ BOOT = {
 }
 
 
+# What the loader is told, a line at each prompt. The prompt after a change of
+# the console can be lost on the way.
+LOADER = ["set kern.hz=1000", "set boot_serial=YES", "set console=comconsole", "boot"]
+
+
 class Progress:
     """What the user sees: lines of the job with the time, and a sign of life."""
 
@@ -54,7 +59,11 @@ class Progress:
 
     def line(self, line):
         """A line of the console, shown while the job runs."""
-        if self.shown and line.strip() and not line.startswith("vm-job: ") and not NOISE.search(line):
+        if line == jobs.BEGIN:
+            self.shown = True
+        elif line.startswith(jobs.END):
+            self.shown = False
+        elif self.shown and line.strip() and not NOISE.search(line):
             self.say(line)
 
     def tick(self):
@@ -117,10 +126,9 @@ def live(console, options, directory, progress):
         return 0
     console.send(f"mkdir -p {place} && sh /tmp/vm/vm-job\n")
     console.expect({"begin": f"^{re.escape(jobs.BEGIN)}$"}, 120, "unpacking the archive in the VM")
-    progress.doing, progress.shown = f"running {options.command}", True
+    progress.doing = f"running {options.command}"
     _, match = console.expect({"end": f"^{re.escape(jobs.END)}(\\d+)$"}, options.timeout * 60,
                               f"the {options.command} in the VM", progress.tick)
-    progress.shown = False
     code = int(match[1])
     progress.say(f"the {options.command} ended with {code}")
     console.send("sync; poweroff\n")
@@ -143,6 +151,7 @@ def boot(console, options, progress):
     seconds = options.boot_timeout * 60
     begin = time.monotonic()
     asked = set()
+    to_loader = list(LOADER)
     while True:
         left = seconds - (time.monotonic() - begin)
         name, _ = console.expect(BOOT, left, "booting", progress.tick)
@@ -157,8 +166,11 @@ def boot(console, options, progress):
         if name == "menu" and name not in asked:
             progress.say("at the loader's menu")
             console.send("\x1b")
-        elif name == "loader" and "menu" in asked:
-            console.send("set console=comconsole\rset boot_serial=YES\rset kern.hz=1000\rboot\r")
+        elif name == "loader" and "menu" in asked and to_loader:
+            console.send(f"{to_loader[0]}\r")
+            if "console=" in to_loader.pop(0):
+                console.drain(2)
+                console.send("\r")
         elif name == "login":
             progress.say("at the login prompt")
             console.send("root\n")
@@ -183,7 +195,7 @@ def interactive(console):
                 if not data:
                     return
                 os.write(sys.stdout.fileno(), data)
-                console.take(data.decode("utf-8", "replace"))
+                console.take(data)
             if stdin in ready:
                 data = os.read(stdin, 1024)
                 if not data or LEAVE in data:
