@@ -17,7 +17,8 @@ Runs FreeBSD in QEMU, with the archive of `make freebsd` in it and without a net
 
 commands:
   test [FILTER ...]     the kyua suite
-  bench [ARGUMENT ...]  sendbench with these arguments, the module loaded
+  bench [ARGUMENT ...]  sendbench with these arguments on the disk for tests, the
+                        module loaded; without any, all of it
   run COMMAND           a shell command in the archive's directory; $results is
                         a directory that comes out, $DISK a disk to use up
   shell                 the console, until ctrl-] or poweroff

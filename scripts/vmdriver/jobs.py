@@ -39,9 +39,11 @@ cp tests/results.db tests/failures.txt "$results/"
 (exit "$code")
 """
 
+# sendbench puts its filesystem on the disk for tests unless told of another place.
+BENCH_DEFAULT = ["compare", "--save", "result.json", "--report", "report.html"]
 BENCH = """kldload ./asyncpager.ko || exit 1
 cd "$results"
-"$archive/sendbench" {arguments}
+"$archive/sendbench" {arguments}{place}
 code=$?
 kldunload asyncpager || code=1
 (exit "$code")
@@ -53,8 +55,13 @@ RUN = "export results archive\n{arguments}\n"
 def script(command, arguments, latency):
     """The job for a command of scripts/vm, as bytes."""
     body = {"test": TEST, "bench": BENCH, "run": RUN}[command]
+    place = ""
+    if command == "bench":
+        arguments = arguments or BENCH_DEFAULT
+        if not {"--device", "--dir", "--help", "report"} & set(arguments):
+            place = ' --device "$DISK"'
     quoted = " ".join(arguments) if command == "run" else shlex.join(arguments)
     prepare = LATENCY.format(latency=latency, disk=machine.SCRATCH) if latency else ""
     text = SCRIPT.format(begin=BEGIN, end=END, disk=machine.SCRATCH, results=machine.RESULTS,
-                         prepare=prepare, body=body.format(arguments=quoted))
+                         prepare=prepare, body=body.format(arguments=quoted, place=place))
     return text.encode()

@@ -3,13 +3,16 @@
 
 import re
 
-# The kernel stops here; what follows is the backtrace.
-FATAL = re.compile(r"^(?:panic: |Fatal (?:double fault|trap \d+)|KDB: enter: |db> )")
+# The kernel stops here; what follows is the backtrace. The kernel does not care
+# whether a program has left a line unfinished, so nothing but the debugger's
+# prompt is looked for at the beginning of one.
+FATAL = re.compile(r"\bpanic: |\bFatal (?:double fault|trap \d+)|\bKDB: enter: |^db> ")
 # The kernel goes on, and is wrong all the same.
 COMPLAINT = re.compile(
-    r"^(?:lock order reversal|acquiring duplicate lock|"
-    r".*(?:sleeping with|non-sleepable|could sleep with|held while)|"
-    r"WARNING: .*(?:lock|leak)|Sleeping on .* with the following)"
+    r"\block order reversal:|\bacquiring (?:duplicate|blockable sleep) lock|"
+    r"\bnon-sleepable locks held|\bSleeping on .* with the following|"
+    r"\bis (?:not )?(?:exclusive |share )?locked but should|"
+    r"\b(?:thread|process) .* (?:exiting|returning) with the following locks"
 )
 # Lines that belong to the complaint before them.
 GOES_ON = re.compile(
@@ -17,12 +20,12 @@ GOES_ON = re.compile(
     r"exclusive|shared|db_trace|--- )"
 )
 
-# Reversals that are FreeBSD's own, found in 14.2 without asyncpager's part in it.
+# Pairs of locks that FreeBSD itself takes in both orders, with no asyncpager in it:
 KNOWN = [
-    # quotaoff(8) takes the mount's mutex in dqrele() below FFS's; unmounting
-    # does it the other way round in softdep_flushfiles().
-    re.compile(r"^ 1st .*\(FFS Lock, .*ufs_quota\.c"),
+    # dqrele() of quotaoff(8), and unmounting with soft updates (14.2).
+    {"FFS Lock", "struct mount mtx"},
 ]
+LOCK = re.compile(r"^ (?:1st|2nd|3rd) \S+ .*?\(([^,]*), ")
 
 MOST_LINES = 200
 
@@ -58,12 +61,13 @@ class Watcher:
 
     def serious(self):
         """The complaints that are neither known nor covered by --allow."""
-        passed = [*KNOWN, *([self.allowed] if self.allowed else [])]
-        return [
-            lines
-            for lines in self.complaints
-            if not any(pattern.search(line) for pattern in passed for line in lines)
-        ]
+        return [lines for lines in self.complaints if not self._passed(lines)]
+
+    def _passed(self, lines):
+        locks = {match[1] for line in lines if (match := LOCK.search(line))}
+        if locks in KNOWN:
+            return True
+        return bool(self.allowed) and any(self.allowed.search(line) for line in lines)
 
     def report(self):
         """All lines that matter, or nothing when all is well."""
