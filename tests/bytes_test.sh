@@ -42,8 +42,8 @@ holes() {
 really_holes() {
 	mount_it -o ro
 	blocks=$(stat -f %b "$MNT/only")
-	[ "$blocks" -lt 500 ] || atf_fail "a hole of 1000001 bytes takes $blocks blocks of 512 bytes"
-	umount "$MNT" || atf_fail "umount"
+	[ "$blocks" -lt 500 ] || fail "a hole of 1000001 bytes takes $blocks blocks of 512 bytes"
+	umount "$MNT" || fail "umount"
 	each_line mds "mdconfig -d -u"
 	rm -f mds
 }

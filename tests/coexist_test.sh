@@ -24,9 +24,9 @@ two_files() {
 # An orderly end: nothing of it is left open, and the filesystem is whole.
 whole() {
 	more_than 0 calls_async
-	umount "$MNT" || atf_fail "umount"
+	umount "$MNT" || fail "umount"
 	unload
-	fsck_ffs -fn "/dev/$DISK" >said 2>&1 || atf_fail "fsck_ffs: $(cat said)"
+	fsck_ffs -fn "/dev/$DISK" >said 2>&1 || fail "fsck_ffs: $(cat said)"
 }
 
 testcase journaled_soft_updates "a mount with journaled soft updates" fsck_ffs
@@ -42,7 +42,7 @@ journaled_soft_updates() {
 
 testcase quota "a mount with quotas" quotacheck quotaon repquota fsck_ffs
 quota() {
-	sysctl -n kern.features.ufs_quota >/dev/null 2>&1 || atf_skip "this kernel has no option QUOTA"
+	sysctl -n kern.features.ufs_quota >/dev/null 2>&1 || skip "this kernel has no option QUOTA"
 	load
 	two_files
 	new_disk 128
@@ -74,14 +74,14 @@ snapshot() {
 	done
 	rm -f "$MNT/.snap/second"
 	# The same bytes by read(2), which does not come to the pager, and cold by sendfile.
-	dd if="$MNT/.snap/first" of=first bs=65536 2>/dev/null || atf_fail "cannot read the snapshot"
+	dd if="$MNT/.snap/first" of=first bs=65536 2>/dev/null || fail "cannot read the snapshot"
 	cold
 	same "$MNT/.snap/first" first
 	same "$MNT/one" files/one
 	# What the snapshot holds is a filesystem with the files of its time.
 	md=$(mdconfig -a -t vnode -o readonly -f first) && echo "$md" >>mds
 	mkdir then
-	mount -o ro "/dev/$md" then || atf_fail "cannot mount the snapshot"
+	mount -o ro "/dev/$md" then || fail "cannot mount the snapshot"
 	same "$PWD/then/one" files/one
 	umount then
 	whole
@@ -94,7 +94,7 @@ gjournal() {
 	two_files
 	# 100 MiB is the least that a journal takes.
 	new_md 256
-	command gjournal label -s 104857600 "$DISK" >said 2>&1 || atf_fail "gjournal: $(cat said)"
+	command gjournal label -s 104857600 "$DISK" >said 2>&1 || fail "gjournal: $(cat said)"
 	cat >teardown <<-EOF
 	#!/bin/sh
 	umount -f "$MNT"
@@ -106,7 +106,7 @@ gjournal() {
 	patience=100
 	until [ -c "/dev/$DISK" ]; do
 		patience=$((patience - 1))
-		[ "$patience" -gt 0 ] || atf_fail "there is no /dev/$DISK"
+		[ "$patience" -gt 0 ] || fail "there is no /dev/$DISK"
 		sleep 0.1
 	done
 	filled 2-32768-J files -o async
@@ -123,12 +123,12 @@ nullfs() {
 	new_disk 128
 	filled 2-32768 files
 	mkdir other
-	mount -t nullfs "$MNT" "$PWD/other" || atf_fail "mount_nullfs"
+	mount -t nullfs "$MNT" "$PWD/other" || fail "mount_nullfs"
 	same "$PWD/other/one" files/one -c
 	same "$MNT/one" files/one -c
 	same "$PWD/other/one" files/one
 	more_than 0 calls_async
-	umount other || atf_fail "umount"
-	umount "$MNT" || atf_fail "umount"
+	umount other || fail "umount"
+	umount "$MNT" || fail "umount"
 	unload
 }

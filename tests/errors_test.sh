@@ -22,15 +22,15 @@ failing_disk() {
 	sends=0
 	while [ "$sends" -lt 60 ]; do
 		timeout 300 "$SERVE" -c -p 200000 "$MNT/one" >got 2>>failed || :
-		differs files/one got && atf_fail "wrong bytes"
+		differs files/one got && fail "wrong bytes"
 		sends=$((sends + 1))
 	done
 	more_than 0 errors
-	[ -s failed ] || atf_fail "no send has failed"
+	[ -s failed ] || fail "no send has failed"
 	gnop configure -r 0 "$DISK"
 	# The module is in order, and so are the pages.
 	same_all files
-	umount "$MNT" || atf_fail "umount"
+	umount "$MNT" || fail "umount"
 	unload
 }
 
@@ -52,6 +52,6 @@ failing_always() {
 	more_than 0 errors
 	gnop configure -r 0 "$DISK"
 	same_all files
-	umount "$MNT" || atf_fail "umount"
+	umount "$MNT" || fail "umount"
 	unload
 }

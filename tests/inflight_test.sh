@@ -29,7 +29,7 @@ unload_under_load() {
 	while [ "$rounds" -lt 15 ]; do
 		tries=1
 		until timeout 120 kldunload asyncpager 2>said; do
-			[ "$tries" -lt 3 ] || atf_fail "not unloaded after $tries tries: $(cat said)"
+			[ "$tries" -lt 3 ] || fail "not unloaded after $tries tries: $(cat said)"
 			tries=$((tries + 1))
 		done
 		sleep 0.2
@@ -40,7 +40,7 @@ unload_under_load() {
 	patience=600
 	while [ "$(counter calls_async)" -eq 0 ]; do
 		patience=$((patience - 1))
-		[ "$patience" -gt 0 ] || atf_fail "no call after the last load"
+		[ "$patience" -gt 0 ] || fail "no call after the last load"
 		sleep 0.1
 	done
 	readers_end
@@ -54,10 +54,10 @@ device_gone() {
 		return
 	fi
 	sending -o ro
-	gnop destroy -f "$DISK" || atf_fail "gnop destroy -f"
+	gnop destroy -f "$DISK" || fail "gnop destroy -f"
 	readers_fail
 	umount -f "$MNT" 2>/dev/null
-	mount -p | grep -q "$MNT" && atf_fail "still mounted"
+	mount -p | grep -q "$MNT" && fail "still mounted"
 	unload
 }
 
@@ -66,7 +66,7 @@ readers_fail() {
 	patience=600
 	until [ -s failed ]; do
 		patience=$((patience - 1))
-		[ "$patience" -gt 0 ] || atf_fail "no reader has noticed"
+		[ "$patience" -gt 0 ] || fail "no reader has noticed"
 		sleep 0.2
 	done
 	readers_end
@@ -83,10 +83,10 @@ md_gone() {
 	until [ -s passes ]; do
 		sleep 0.2
 	done
-	mdconfig -d -o force -u "$DISK" || atf_fail "mdconfig -d"
+	mdconfig -d -o force -u "$DISK" || fail "mdconfig -d"
 	readers_fail
 	umount -f "$MNT" 2>/dev/null
-	mount -p | grep -q "$MNT" && atf_fail "still mounted"
+	mount -p | grep -q "$MNT" && fail "still mounted"
 	unload
 }
 
@@ -99,17 +99,17 @@ forced_unmount() {
 	sending -o ro
 	rounds=0
 	while [ "$rounds" -lt 10 ]; do
-		timeout 120 umount -f "$MNT" || atf_fail "umount -f: exit code $?"
+		timeout 120 umount -f "$MNT" || fail "umount -f: exit code $?"
 		sleep 0.2
 		mount_it -o ro
 		sleep 0.5
 		rounds=$((rounds + 1))
 	done
 	readers_end
-	[ -s failed ] || atf_fail "no send was interrupted"
+	[ -s failed ] || fail "no send was interrupted"
 	# A descriptor of before does not hold the filesystem, and all is well again.
 	same "$MNT/one" files/one
-	umount "$MNT" || atf_fail "umount"
+	umount "$MNT" || fail "umount"
 	unload
 }
 
@@ -128,15 +128,15 @@ truncated() {
 	rounds=0
 	while [ "$rounds" -lt 60 ]; do
 		for size in 5000001 4999000 100001 4095 3000000 1 0; do
-			truncate -s "$size" "$MNT/one" || atf_fail "truncate"
+			truncate -s "$size" "$MNT/one" || fail "truncate"
 		done
-		cp "$PWD/files/one" "$MNT/one" || atf_fail "cp"
+		cp "$PWD/files/one" "$MNT/one" || fail "cp"
 		rounds=$((rounds + 1))
 	done
 	readers_end
 	no_failures
 	same "$MNT/one" files/one
-	umount "$MNT" || atf_fail "umount"
+	umount "$MNT" || fail "umount"
 	unload
 }
 

@@ -13,7 +13,7 @@ load_unload() {
 
 testcase_in kernel load_repeated "fifty times, and nothing of it stays in the kernel"
 load_repeated() {
-	kldstat -q -m asyncpager && atf_skip "asyncpager is loaded already: kldunload it first"
+	kldstat -q -m asyncpager && skip "asyncpager is loaded already: kldunload it first"
 	zones_before=$(sysctl -N vm.uma | wc -l)
 	loads=0
 	while [ "$loads" -lt 50 ]; do
@@ -23,7 +23,7 @@ load_repeated() {
 	done
 	zones_after=$(sysctl -N vm.uma | wc -l)
 	[ "$zones_before" -eq "$zones_after" ] ||
-	    atf_fail "vm.uma had $zones_before lines and has $zones_after"
+	    fail "vm.uma had $zones_before lines and has $zones_after"
 }
 
 testcase_in kernel loaded_twice "a second kldload is refused, the first stays at work"
@@ -44,7 +44,7 @@ registered() {
 		serves 2-32768 files
 		more_than 0 calls_async
 		serves 2-32768 files --tunable vfs.asyncpager.enabled=0
-		[ "$(counter calls_async)" -eq 0 ] || atf_fail "called though it is not enabled"
+		[ "$(counter calls_async)" -eq 0 ] || fail "called though it is not enabled"
 		more_than 0 calls_original
 		check disabled replaced-since
 		return
@@ -54,7 +54,7 @@ registered() {
 	served=$(counter calls_async) original=$(counter calls_original)
 	mount_it -o ro
 	same_all files
-	[ "$(counter calls_async)" -eq "$served" ] || atf_fail "called though it is not enabled"
+	[ "$(counter calls_async)" -eq "$served" ] || fail "called though it is not enabled"
 	more_than "$original" calls_original
 	sysctl vfs.asyncpager.enabled=1 >/dev/null
 	cold -o ro
@@ -74,12 +74,12 @@ wrong_release() {
 		refused "depends on a kernel of" demo --osreldate 1301000
 		return
 	fi
-	other=$(ls "$SRC"/asyncpager-*.ko) || atf_skip "no module for another release beside the tests"
+	other=$(ls "$SRC"/asyncpager-*.ko) || skip "no module for another release beside the tests"
 	running=$(uname -U)
 	atf_check -s not-exit:0 -e not-empty kldload "$other"
-	kldstat -q -m asyncpager && atf_fail "$other is loaded"
+	kldstat -q -m asyncpager && fail "$other is loaded"
 	dmesg | tail -n 3 | grep -q "make kmod REL=$((running / 100000))" ||
-	    atf_fail "the kernel does not say what to build: $(dmesg | tail -n 3)"
+	    fail "the kernel does not say what to build: $(dmesg | tail -n 3)"
 	# And the right one still loads.
 	load
 	unload
@@ -95,7 +95,7 @@ cut_short() {
 	for percent in 1 50 99; do
 		head -c $(($(stat -f %z "$(ko)") * percent / 100)) "$(ko)" >cut.ko
 		atf_check -s not-exit:0 -e not-empty kldload "$PWD/cut.ko"
-		kldstat -q -m asyncpager && atf_fail "$percent % of the module is loaded"
+		kldstat -q -m asyncpager && fail "$percent % of the module is loaded"
 	done
 	load
 	unload

@@ -23,7 +23,7 @@ prepared() {
 	random_file files/one 3000001
 	filled 2-32768 files -o ro
 	writable >names
-	grep -qx vfs.asyncpager.enabled names || atf_fail "enabled cannot be written: $(cat names)"
+	grep -qx vfs.asyncpager.enabled names || fail "enabled cannot be written: $(cat names)"
 }
 
 testcase_in kernel good_values "every variable takes its own value, a switch its other one too"
@@ -53,7 +53,7 @@ bad_values() {
 	while read -r oid; do
 		value=$(sysctl -n "$oid")
 		for bad in banana "" 1x 99999999999999999999999; do
-			sysctl "$oid=$bad" >said 2>&1 && atf_fail "$oid=$bad was not refused: $(cat said)"
+			sysctl "$oid=$bad" >said 2>&1 && fail "$oid=$bad was not refused: $(cat said)"
 			atf_check -o inline:"$value\n" sysctl -n "$oid"
 		done
 		# A number that makes no sense is refused or bent into one that does.
@@ -70,9 +70,9 @@ testcase_in kernel counters_read_only "the counters cannot be written"
 counters_read_only() {
 	load
 	sysctl -N vfs.asyncpager.stats >names
-	[ -s names ] || atf_fail "there are no counters"
+	[ -s names ] || fail "there are no counters"
 	while read -r oid; do
-		sysctl "$oid=1" >said 2>&1 && atf_fail "$oid was written"
+		sysctl "$oid=1" >said 2>&1 && fail "$oid was written"
 		atf_check -o match:'^[0-9]+$' sysctl -n "$oid"
 	done <names
 	atf_check -s not-exit:0 -e not-empty sysctl vfs.asyncpager.nonsense
@@ -91,7 +91,7 @@ tunables() {
 	fi
 	load
 	sysctl -NT vfs.asyncpager >names
-	grep -qx vfs.asyncpager.enabled names || atf_fail "enabled is no tunable: $(cat names)"
+	grep -qx vfs.asyncpager.enabled names || fail "enabled is no tunable: $(cat names)"
 	while read -r oid; do
 		sysctl "$oid" >>defaults
 	done <names
@@ -126,13 +126,13 @@ sync_too() {
 	prepared
 	sysctl vfs.asyncpager.sync=1 >/dev/null
 	# cmp(1) maps its files.
-	cmp files/one "$MNT/one" || atf_fail "wrong bytes through page faults"
+	cmp files/one "$MNT/one" || fail "wrong bytes through page faults"
 	more_than 0 calls_sync
 	sysctl vfs.asyncpager.sync=0 >/dev/null
 	served=$(counter calls_sync)
 	cold -o ro
-	cmp files/one "$MNT/one" || atf_fail "wrong bytes through page faults"
-	[ "$(counter calls_sync)" -eq "$served" ] || atf_fail "page faults are served still"
+	cmp files/one "$MNT/one" || fail "wrong bytes through page faults"
+	[ "$(counter calls_sync)" -eq "$served" ] || fail "page faults are served still"
 	unload
 }
 
