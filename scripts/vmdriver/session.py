@@ -28,7 +28,8 @@ BOOT = {
     # The loader of an image writes to the screen, which SeaBIOS copies to the serial line.
     "menu": r"Autoboot in|Hit \[Enter\] to boot",
     "loader": r"^OK ?$",
-    "login": r"login: $",
+    # The line may end there for a moment: "Last login: Wed Nov 25".
+    "login": r"(?<!Last )login: $",
     "password": r"^Password:$",
     "single": r"Enter full pathname of shell or RETURN",
     "root": r"^mountroot> $",
