@@ -5,6 +5,8 @@
 #   make test             the tests
 #   make kmod [REL=14|15] [ARCH=amd64|arm64] [SYSDIR=/usr/src/sys]
 #   make sendbench [REL=14|15] [ARCH=amd64|arm64]   the benchmark for FreeBSD
+#   make freebsd [REL=14] [ARCH=amd64]
+#                         an archive for a FreeBSD machine without a compiler
 #   make torture [MINUTES=n] [SEED=s]
 #   make clean
 
@@ -31,10 +33,13 @@ run: kmod
 test: kmod
 	@scripts/test
 
+freebsd: setup
+	@scripts/freebsd "$(REL)" "$(ARCH)"
+
 torture: kmod
 	@scripts/torture "$(MINUTES)" "$(SEED)"
 
 clean:
 	rm -rf target
 
-.PHONY: all setup kmod sendbench run test torture clean
+.PHONY: all setup kmod sendbench freebsd run test torture clean

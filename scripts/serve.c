@@ -1,31 +1,69 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Sends a file through sendfile(2) over loopback TCP; its bytes come out on standard output. */
+/*
+ * Sends a file through sendfile(2) over loopback TCP; its bytes come out on standard output.
+ * Exits with 0 when sendfile reached the end of the file, with 2 when it failed.
+ */
 #include <sys/types.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <netinet/in.h>
 #include <err.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <unistd.h>
+
+static void
+usage(void)
+{
+	errx(64, "usage: serve [-c] [-o offset] [-p piece] FILE\n"
+	    "  -c         do not leave the pages cached (SF_NOCACHE)\n"
+	    "  -o offset  begin there instead of at 0\n"
+	    "  -p piece   bytes for each sendfile call; 0, the default, is all that is left");
+}
+
+static long long
+number(const char *text)
+{
+	char *end;
+	long long value = strtoll(text, &end, 10);
+
+	if (*text == '\0' || *end != '\0' || value < 0)
+		errx(64, "not a number of bytes: %s", text);
+	return (value);
+}
 
 int
 main(int argc, char **argv)
 {
 	struct sockaddr_in sin = { .sin_len = sizeof(sin), .sin_family = AF_INET };
 	socklen_t len = sizeof(sin);
-	struct stat sb;
 	static char buf[65536];
 	ssize_t n;
 	off_t offset = 0, sent;
+	size_t piece = 0;
 	pid_t pid;
-	int fd, listener, in, out, status;
+	int ch, fd, flags = 0, listener, in, out, status;
 
-	if (argc != 2)
-		errx(64, "usage: serve FILE");
-	if ((fd = open(argv[1], O_RDONLY)) < 0 || fstat(fd, &sb) != 0)
-		err(1, "%s", argv[1]);
+	while ((ch = getopt(argc, argv, "co:p:")) != -1) {
+		switch (ch) {
+		case 'c':
+			flags = SF_NOCACHE;
+			break;
+		case 'o':
+			offset = number(optarg);
+			break;
+		case 'p':
+			piece = number(optarg);
+			break;
+		default:
+			usage();
+		}
+	}
+	if (argc - optind != 1)
+		usage();
+	if ((fd = open(argv[optind], O_RDONLY)) < 0)
+		err(2, "%s", argv[optind]);
 	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	if ((listener = socket(AF_INET, SOCK_STREAM, 0)) < 0 ||
 	    bind(listener, (struct sockaddr *)&sin, len) != 0 ||
@@ -39,19 +77,22 @@ main(int argc, char **argv)
 		err(1, "fork");
 	if (pid == 0) {
 		close(in);
-		while (offset < sb.st_size) {
+		do {
 			sent = 0;
-			if (sendfile(fd, out, offset, 0, NULL, &sent, 0) != 0)
-				err(1, "sendfile %s", argv[1]);
+			if (sendfile(fd, out, offset, piece, NULL, &sent, flags) != 0)
+				err(2, "sendfile %s at %lld", argv[optind], (long long)offset);
 			offset += sent;
-		}
+		} while (sent > 0);
 		_exit(0);
 	}
 	close(out);
 	while ((n = read(in, buf, sizeof(buf))) > 0)
 		if (write(STDOUT_FILENO, buf, n) != n)
 			err(1, "write");
-	if (n < 0 || waitpid(pid, &status, 0) < 0 || status != 0)
-		errx(1, "the file did not arrive whole");
-	return (0);
+	if (waitpid(pid, &status, 0) < 0)
+		err(1, "waitpid");
+	/* The kernel resets the connection when a read fails after sendfile has returned. */
+	if (n < 0 || !WIFEXITED(status))
+		errx(2, "the connection broke before the end of the file");
+	return (WEXITSTATUS(status));
 }
