@@ -173,11 +173,14 @@ fn bindings(platform: &Platform, includes: &[PathBuf], out: &Path) -> Result<()>
         "rwlock",
         "mtx",
         "lock",
+        "callout",
+        "task",
+        "taskqueue",
     ] {
         builder = builder.allowlist_type(name);
     }
     builder = builder
-        .allowlist_type("modeventtype")
+        .allowlist_type("modeventtype|obj_type")
         .allowlist_function("shim_.*")
         .allowlist_function(
             "pbuf_zsecond_create|uma_zdestroy|uma_zone_set_max|pbgetbo|pbrelbo|bdone|bwait|runningbufwakeup",
@@ -185,18 +188,20 @@ fn bindings(platform: &Platform, includes: &[PathBuf], out: &Path) -> Result<()>
         .allowlist_function(
             "vm_page_(alloc|lookup|find_least|valid|set_valid_range|zero_invalid|free_invalid|readahead_finish)",
         )
+        .allowlist_function("vm_page_(alloc_noobj|unwire_noq|free)|vm_object_pip_(add|wakeup)|vm_free_count")
+        .allowlist_function("vhold|vdrop|taskqueue_(enqueue|drain|free)")
         .allowlist_function("PHYS_TO_VM_PAGE|pmap_qenter|pmap_qremove|pmap_zero_page|pmap_zero_page_area")
-        .allowlist_function("sysctl_ctx_init|sysctl_ctx_free|sysctl_add_oid|sysctl_handle_(bool|int|counter_u64)")
+        .allowlist_function("sysctl_ctx_init|sysctl_ctx_free|sysctl_add_oid|sysctl_handle_(bool|int|32|counter_u64)")
         .allowlist_function("counter_u64_(alloc|free|fetch)|printf|panic|eventratecheck|pause_sbt|VOP_.*_APV")
         .allowlist_var("shim_.*|ffs_vnodeops[12]|vop_.*_desc|bogus_page|maxphys|nswbuf|unmapped_buf.*")
         .allowlist_var("osreldate|mp_maxid|rootvnode|hz|sysctl__vfs|sysctl___vfs|tick_sbt")
         .allowlist_var("VM_PAGER_.*|VM_ALLOC_.*|B_.*|BIO_(READ|ERROR)|M_(NOWAIT|WAITOK|ZERO)|MNTK_UNMAPPED_BUFS")
-        .allowlist_var("CTL(FLAG|TYPE).*|OID_AUTO|PVM|DEV_BSIZE|DEV_BSHIFT|PAGE_(SIZE|SHIFT)|MDT_.*|EIO|ENXIO|EINVAL|ENOMEM|EBUSY|EOPNOTSUPP|EDOOFUS|ENOEXEC")
-        .allowlist_var("VDIR|VREG|VPO_.*|PQ_.*|VPB_.*")
+        .allowlist_var("EAGAIN|CTL(FLAG|TYPE).*|OID_AUTO|PVM|DEV_BSIZE|DEV_BSHIFT|PAGE_(SIZE|SHIFT)|MDT_.*|EIO|ENXIO|EINVAL|ENOMEM|EBUSY|EOPNOTSUPP|EDOOFUS|ENOEXEC")
+        .allowlist_var("VDIR|VREG|OBJT_VNODE|UFS_N[DI]ADDR|VPO_.*|PQ_.*|VPB_.*")
         // What the testbed's mutexes, callouts and tasks are made of.
         .allowlist_type("callout|task|malloc_type|bintime|lock_object")
         .allowlist_var("MTX_.*|LO_(SLEEPABLE|RECURSABLE|DUPOK)|CALLOUT_(ACTIVE|PENDING)|C_(ABSOLUTE|PRECALC)")
-        .allowlist_var("CS_DRAIN|LK_.*|TASK_ENQUEUED|ENOENT|VIRF_DOOMED");
+        .allowlist_var("SYS_sendfile|CS_DRAIN|LK_.*|TASK_ENQUEUED|ENOENT|VIRF_DOOMED");
     builder
         .generate()
         .context("bindgen could not read the FreeBSD headers")?

@@ -4,11 +4,13 @@
 //!
 //! The module replaces `vop_getpages_async` in the vop_vectors of FFS. A page
 //! on its way from the disk to the socket passes [`vop`] (the entry point),
-//! [`pager`] (request, plan, submit, complete) and [`kpi`] (the kernel).
+//! [`pager`] (request, plan, submit, complete) and [`kpi`] (the kernel);
+//! [`readahead`] has the next ones ready.
 #![cfg_attr(not(test), no_std)]
 
 pub mod kpi;
 pub mod pager;
+pub mod readahead;
 pub mod stats;
 pub mod tunables;
 pub mod vop;
@@ -30,10 +32,15 @@ static LOADED: AtomicBool = AtomicBool::new(false);
 impl Module for Asyncpager {
     fn load() -> Result<(), Errno> {
         module::check_kernel()?;
-        vop::PBUFS.create().inspect_err(|error| kprintln!("no pbufs, errno {error}"))?;
+        pager::PBUFS.create().inspect_err(|error| kprintln!("no pbufs, errno {error}"))?;
         tunables::register().inspect_err(|error| {
             kprintln!("no sysctls, errno {error}");
-            vop::PBUFS.destroy();
+            pager::PBUFS.destroy();
+        })?;
+        readahead::start().inspect_err(|error| {
+            kprintln!("no memory for streams, errno {error}");
+            tunables::release();
+            pager::PBUFS.destroy();
         })?;
         vop::take()?;
         LOADED.store(true, Ordering::Relaxed);
@@ -50,8 +57,9 @@ impl Module for Asyncpager {
         }
         // A forced unload comes without quiesce; otherwise this finds nothing to do.
         vop::restore()?;
+        readahead::end();
         tunables::release();
-        vop::PBUFS.destroy();
+        pager::PBUFS.destroy();
         LOADED.store(false, Ordering::Relaxed);
         Ok(())
     }

@@ -7,20 +7,49 @@ use core::{
 };
 
 use crate::kpi::{
-    counter::Counter,
+    counter::{Counter, Passage},
     errno::Errno,
     sysctl::{Context, Node},
 };
 
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $name:ident, $sysctl:literal, $descr:literal;)+) => {
+    ($all:ident: $($(#[doc = $doc:literal])+ $name:ident, $sysctl:literal, $descr:literal;)+) => {
         $($(#[doc = $doc])+ pub static $name: Counter = Counter::new();)+
 
-        static ALL: &[(&Counter, &CStr, &CStr)] = &[$((&$name, $sysctl, $descr),)+];
+        static $all: &[(&Counter, &CStr, &CStr)] = &[$((&$name, $sysctl, $descr),)+];
     };
 }
 
 counters! {
+    READAHEAD:
+    /// Windows that were read.
+    WINDOWS, c"windows", c"Windows read ahead of streams";
+    /// Bufs of windows.
+    WINDOW_BUFS, c"bufs", c"Bufs sent for windows";
+    /// Pages read in windows.
+    PAGES_WINDOW, c"pages", c"Pages read in windows";
+    /// Pages that the consumers of streams have gone on by.
+    PAGES_USED, c"used", c"Pages that consumers of followed streams have used";
+    /// Pages that were read ahead and were not there when they were needed.
+    PAGES_WASTED, c"wasted", c"Pages read ahead that were gone when they were needed";
+    /// Streams that made room for another.
+    RESETS, c"resets", c"Streams that made room for another";
+    /// Bufs of windows that failed.
+    WINDOW_ERRORS, c"errors", c"Bufs of windows that failed";
+    /// Block maps brought into memory ahead of a window.
+    MAPS_AHEAD, c"maps", c"Block maps read ahead of windows";
+    /// Windows not read since the vnode was locked.
+    NOT_LOCKED, c"not_locked", c"Windows not read: the vnode was locked exclusively";
+    /// Windows not read for lack of memory.
+    NOT_MEMORY, c"not_memory", c"Windows not read: memory was short";
+    /// Windows not read for lack of bufs.
+    NOT_BUF, c"not_buf", c"Windows not read: there was no pbuf";
+    /// Windows not read since the device had enough to do.
+    NOT_SATURATED, c"not_saturated", c"Windows not read: the device had enough to do";
+}
+
+counters! {
+    ALL:
     /// Calls of VOP_GETPAGES_ASYNC that the module served.
     CALLS_ASYNC, c"calls_async", c"VOP_GETPAGES_ASYNC calls served";
     /// Calls of VOP_GETPAGES that the module served.
@@ -47,6 +76,8 @@ counters! {
     ERRORS, c"errors", c"Requests that ended with an I/O error";
     /// Requests that failed before any I/O.
     FAILED, c"failed", c"Requests that failed before any I/O";
+    /// Requests whose block map was read first, without anybody waiting.
+    MAPS_READ, c"maps_read", c"Requests whose block map was read first, without waiting";
     /// Calls that found no pbuf.
     NO_PBUF, c"no_pbuf", c"Calls that found no pbuf and went another way";
 }
@@ -54,8 +85,15 @@ counters! {
 /// How many are somewhere now.
 pub struct Tally(AtomicUsize);
 
+impl Default for Tally {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Tally {
-    const fn new() -> Self {
+    /// None.
+    pub const fn new() -> Self {
         Self(AtomicUsize::new(0))
     }
 
@@ -76,23 +114,27 @@ impl Tally {
 }
 
 /// Threads inside one of the module's VOPs.
-pub static INSIDE: Tally = Tally::new();
+pub static INSIDE: Passage = Passage::new();
 /// Async bufs whose `b_iodone` is still to come or has not returned.
 pub static IN_FLIGHT: Tally = Tally::new();
 
-/// Get the counters their memory and show them below `parent`. May sleep.
-pub fn register(context: &'static Context, parent: Node) -> Result<(), Errno> {
-    let node = context.node(parent, c"stats", c"What asyncpager has done")?;
-    for (counter, name, descr) in ALL {
-        counter.allocate();
-        context.counter(node, name, descr, counter)?;
+/// Get the counters their memory and show them below `parent`, those of
+/// read-ahead below `readahead`. May sleep.
+pub fn register(context: &'static Context, parent: Node, readahead: Node) -> Result<(), Errno> {
+    INSIDE.allocate();
+    let descr = c"What asyncpager has done";
+    for (parent, all) in [(parent, ALL), (readahead, READAHEAD)] {
+        let node = context.node(parent, c"stats", descr)?;
+        for (counter, name, descr) in all {
+            counter.allocate();
+            context.counter(node, name, descr, counter)?;
+        }
     }
     Ok(())
 }
 
 /// Give the counters' memory back, after the sysctl tree is gone.
 pub fn release() {
-    for (counter, ..) in ALL {
-        counter.release();
-    }
+    ALL.iter().chain(READAHEAD).for_each(|(counter, ..)| counter.release());
+    INSIDE.release();
 }

@@ -9,7 +9,7 @@ use crate::{
         sys,
         sysctl::{self, Context},
     },
-    stats, vop,
+    readahead, stats, vop,
 };
 
 static CONTEXT: Context = Context::new();
@@ -25,7 +25,31 @@ pub fn register() -> Result<(), Errno> {
             &vop::ENABLED,
         )?;
         CONTEXT.handled_switch(node, c"sync", c"Serve synchronous getpages too", set_sync)?;
-        stats::register(&CONTEXT, node)
+        CONTEXT.switch(
+            node,
+            c"map",
+            c"Do not let sendfile wait for a file's block map",
+            &vop::MAP,
+        )?;
+        let below = CONTEXT.node(node, c"readahead", c"Read-ahead that follows streams")?;
+        let descr = c"Follow streams; 0: read ahead only what a call wishes for";
+        CONTEXT.switch(below, c"enabled", descr, &readahead::ENABLED)?;
+        for (name, descr, limit, boot) in [
+            (c"max", c"Bytes read ahead of one stream, at most", &readahead::MAX, false),
+            (c"initial", c"Bytes read ahead of a new stream", &readahead::INITIAL, false),
+            (c"in_flight", c"Bufs that one device may have", &readahead::IN_FLIGHT, false),
+            (
+                c"latency_min",
+                c"Microseconds from which on a device's latency is worth hiding",
+                &readahead::LATENCY_MIN,
+                false,
+            ),
+            (c"poll", c"Microseconds between looks at consumers", &readahead::POLL, false),
+            (c"streams", c"Streams that can be followed at a time", &readahead::STREAMS, true),
+        ] {
+            CONTEXT.limit(below, name, descr, limit, boot)?;
+        }
+        stats::register(&CONTEXT, node, below)
     };
     all().inspect_err(|_| release())
 }

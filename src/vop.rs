@@ -8,28 +8,34 @@ use core::{
 
 use crate::{
     kpi::{
-        buf::PbufZone,
         errno::Errno,
+        proc::{self, Threads},
         smp, sys, systm,
         vm_pager::PagerError,
         vnode::Vnode,
-        vnode_if::{self, Getpages, GetpagesAsyncFn, GetpagesFn, Slot, Vector, Which},
+        vnode_if::{
+            self, Bmap, BmapFn, Getpages, GetpagesAsyncFn, GetpagesFn, Slot, Vector, Which,
+        },
     },
     kprintln,
-    pager::{self, request::Answer},
-    stats,
+    pager::{self, chain, request::Answer},
+    readahead, stats,
 };
 
 static VECTORS: [Vector; 2] = [Vector::new(Which::Ffs1), Vector::new(Which::Ffs2)];
-
-/// The module's pbufs.
-pub static PBUFS: PbufZone = PbufZone::new();
 
 /// `vfs.asyncpager.enabled`: off, every call goes to the original VOP.
 pub static ENABLED: AtomicBool = AtomicBool::new(true);
 
 /// `vfs.asyncpager.sync`: whether VOP_GETPAGES is to be served as well.
 static SYNC: AtomicBool = AtomicBool::new(false);
+
+/// `vfs.asyncpager.map`: whether sendfile(2) is spared the block map.
+pub static MAP: AtomicBool = AtomicBool::new(true);
+
+/// Threads that were promised a run by our VOP_BMAP and are about to call
+/// VOP_GETPAGES_ASYNC with it: nobody else may serve that call.
+static PROMISED: Threads<64> = Threads::new();
 
 /// Whether the slots are meant to be ours, and who is just changing them.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -43,6 +49,10 @@ fn sync_entry() -> *mut c_void {
     getpages as GetpagesFn as *mut c_void
 }
 
+fn bmap_entry() -> *mut c_void {
+    bmap as BmapFn as *mut c_void
+}
+
 fn vector_of(vnode: Vnode<'_>) -> Option<&'static Vector> {
     VECTORS.iter().find(|vector| vector.is_of(vnode))
 }
@@ -52,7 +62,7 @@ struct Inside;
 
 impl Inside {
     fn enter() -> Self {
-        stats::INSIDE.enter(1);
+        stats::INSIDE.enter();
         Self
     }
 }
@@ -79,13 +89,18 @@ unsafe extern "C" fn getpages_async(ap: *mut sys::vop_getpages_async_args) -> c_
         return sys::VM_PAGER_ERROR;
     };
     let vector = vector_of(vop.vnode);
+    let promised = PROMISED.forget();
+    let mut miss = None;
     let answer = match vector {
-        Some(_) if ENABLED.load(Ordering::Relaxed) => {
+        Some(_) if promised || ENABLED.load(Ordering::Relaxed) => {
             stats::CALLS_ASYNC.add(1);
-            pager::getpages(vop, &PBUFS)
+            pager::getpages(vop, promised, &mut miss)
         }
         _ => Answer::Original(vop),
     };
+    if let Some(miss) = &miss {
+        readahead::missed(miss);
+    }
     let vector = vector.unwrap_or(&VECTORS[1]);
     match answer {
         Answer::Done(result) => code(result),
@@ -124,7 +139,7 @@ unsafe extern "C" fn getpages(ap: *mut sys::vop_getpages_args) -> c_int {
     let answer = match vector {
         Some(_) if ENABLED.load(Ordering::Relaxed) => {
             stats::CALLS_SYNC.add(1);
-            pager::getpages(vop, &PBUFS)
+            pager::getpages(vop, false, &mut None)
         }
         _ => Answer::Original(vop),
     };
@@ -137,6 +152,33 @@ unsafe extern "C" fn getpages(ap: *mut sys::vop_getpages_args) -> c_int {
                 .unwrap_or(sys::VM_PAGER_ERROR)
         }
     }
+}
+
+/// VOP_BMAP(9) of FFS: the original, but for sendfile(2) when it would have to
+/// wait for an indirect block.
+///
+/// # Safety
+///
+/// Called through a vop_vector only, with the vnode locked.
+unsafe extern "C" fn bmap(ap: *mut sys::vop_bmap_args) -> c_int {
+    let _inside = Inside::enter();
+    if ap.is_null() {
+        return sys::EINVAL;
+    }
+    // SAFETY: the kernel's argument block, ours for the call.
+    let (call, vnode) = unsafe { (Bmap::from_args(&mut *ap), vnode_if::vnode_of(&*ap)) };
+    if let Some(call) = call
+        && MAP.load(Ordering::Relaxed)
+        && ENABLED.load(Ordering::Relaxed)
+        && proc::in_sendfile()
+        && let Some(pages) = chain::promise(&call)
+        && PROMISED.note()
+    {
+        return call.promise(pages).code();
+    }
+    let vector = vnode.and_then(vector_of).unwrap_or(&VECTORS[1]);
+    // SAFETY: unanswered.
+    unsafe { vector.original_bmap(ap) }.unwrap_or(sys::EOPNOTSUPP)
 }
 
 fn code(result: Result<(), PagerError>) -> c_int {
@@ -178,6 +220,8 @@ fn apply() -> Result<(), Errno> {
     let mut result = Ok(());
     for vector in &VECTORS {
         vector.take(Slot::Async, async_entry());
+        // A promise is only for the async slot to keep.
+        vector.take(Slot::Bmap, bmap_entry());
         if sync() {
             vector.take(Slot::Sync, sync_entry());
         } else if !vector.restore(Slot::Sync, sync_entry()) {
@@ -195,47 +239,68 @@ const DRAIN_STEP_MS: u32 = 10;
 /// an error everything is at work again.
 pub fn restore() -> Result<(), Errno> {
     changing(|| {
-        if !put_back() {
-            kprintln!("somebody else has replaced getpages since: unload that first");
+        let drained = drain();
+        if drained.is_err() {
             take_again();
+            readahead::resume();
+        } else {
+            TAKEN.store(false, Ordering::Relaxed);
+        }
+        drained
+    })
+}
+
+fn drain() -> Result<(), Errno> {
+    if !TAKEN.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    // First no promises any more, then those given are kept.
+    put_back(Slot::Bmap, bmap_entry())?;
+    smp::pass_every_cpu();
+    wait_until("promised runs", || PROMISED.count() as u64)?;
+    put_back(Slot::Sync, sync_entry())?;
+    put_back(Slot::Async, async_entry())?;
+    // Who loaded the pointer and has not entered yet, enters now.
+    smp::pass_every_cpu();
+    wait_until("threads", || stats::INSIDE.now())?;
+    readahead::stop();
+    wait_until("bufs", || stats::IN_FLIGHT.now() as u64)?;
+    // Who has just left still has to return through our code.
+    smp::pass_every_cpu();
+    Ok(())
+}
+
+/// Wait, for a bounded time, until there are none of `what`.
+fn wait_until(what: &str, count: impl Fn() -> u64) -> Result<(), Errno> {
+    let mut waited = 0;
+    while count() > 0 {
+        if waited >= DRAIN_MS {
+            let (n, seconds) = (count(), DRAIN_MS / 1000);
+            kprintln!("{n} {what} are still inside after {seconds} s: not unloading");
             return Err(Errno::EBUSY);
         }
-        // Who loaded the pointer and has not entered yet, enters now.
-        smp::pass_every_cpu();
-        let mut waited = 0;
-        while stats::INSIDE.now() + stats::IN_FLIGHT.now() > 0 {
-            if waited >= DRAIN_MS {
-                kprintln!(
-                    "{} threads and {} bufs are still inside after {} s: not unloading",
-                    stats::INSIDE.now(),
-                    stats::IN_FLIGHT.now(),
-                    DRAIN_MS / 1000
-                );
-                take_again();
-                return Err(Errno::EBUSY);
-            }
-            systm::pause(DRAIN_STEP_MS);
-            waited += DRAIN_STEP_MS;
-        }
-        // Who has just left still has to return through our code.
-        smp::pass_every_cpu();
-        TAKEN.store(false, Ordering::Relaxed);
-        Ok(())
-    })
+        systm::pause(DRAIN_STEP_MS);
+        waited += DRAIN_STEP_MS;
+    }
+    Ok(())
 }
 
-fn put_back() -> bool {
-    VECTORS.iter().fold(true, |all, vector| {
-        let restored = vector.restore(Slot::Sync, sync_entry());
-        vector.restore(Slot::Async, async_entry()) && restored && all
-    })
+/// Put the original back into a slot of all vectors.
+fn put_back(slot: Slot, ours: *mut c_void) -> Result<(), Errno> {
+    // Each of them, whatever became of the one before.
+    if VECTORS.iter().filter(|vector| !vector.restore(slot, ours)).count() == 0 {
+        return Ok(());
+    }
+    kprintln!("somebody else has replaced getpages since: unload that first");
+    Err(Errno::EBUSY)
 }
 
-/// After a failed [`put_back`]: only what is the original now is taken again,
+/// After a failed [`drain`]: only what is the original now is taken again,
 /// so that whoever replaced ours keeps calling it.
 fn take_again() {
     for vector in &VECTORS {
         vector.take_if_original(Slot::Async, async_entry());
+        vector.take_if_original(Slot::Bmap, bmap_entry());
         if sync() {
             vector.take_if_original(Slot::Sync, sync_entry());
         }

@@ -39,6 +39,36 @@ shim_VM_OBJECT_RUNLOCK(vm_object_t object)
 	VM_OBJECT_RUNLOCK(object);
 }
 
+bool
+shim_VM_OBJECT_TRYRLOCK(vm_object_t object)
+{
+	return (VM_OBJECT_TRYRLOCK(object) != 0);
+}
+
+bool
+shim_vm_page_wired(vm_page_t m)
+{
+	return (vm_page_wired(m));
+}
+
+bool
+shim_vm_page_xbusied(vm_page_t m)
+{
+	return (vm_page_xbusied(m));
+}
+
+u_int
+shim_free_target(void)
+{
+	return (vm_cnt.v_free_target);
+}
+
+u_int
+shim_free_min(void)
+{
+	return (vm_cnt.v_free_min);
+}
+
 vm_ooffset_t
 shim_vnp_size(vm_object_t object)
 {
@@ -146,6 +176,140 @@ uint64_t
 shim_inode_number(struct vnode *vp)
 {
 	return (VTOI(vp)->i_number);
+}
+
+void
+shim_VOP_UNLOCK(struct vnode *vp)
+{
+	struct vop_unlock_args a = {
+		.a_gen.a_desc = &vop_unlock_desc, .a_vp = vp,
+	};
+
+	(void)VOP_UNLOCK_APV(vp->v_op, &a);
+}
+
+int
+shim_vn_lock_shared_nowait(struct vnode *vp)
+{
+	return (vn_lock(vp, LK_SHARED | LK_NOWAIT));
+}
+
+/*
+ * Whether a block of the file can be had without a disk: a buffer that is
+ * valid, or pages from which one can be made.  A buffer that is just being
+ * read does not count.  The vnode is locked.
+ */
+bool
+shim_block_in_memory(struct vnode *vp, daddr_t lbn)
+{
+	struct buf *bp = gbincore_unlocked(&vp->v_bufobj, lbn);
+
+	if (bp != NULL)
+		return ((bp->b_flags & B_CACHE) != 0);
+	return (inmem(vp, lbn));
+}
+
+/* How the file's indirect blocks read.  False for a snapshot's. */
+bool
+shim_map_of(struct vnode *vp, struct shim_map *map)
+{
+	struct inode *ip = VTOI(vp);
+	struct ufsmount *ump = VFSTOUFS(vp->v_mount);
+
+	map->nindir = MNINDIR(ump);
+	map->bptrtodb = ump->um_bptrtodb;
+	map->seqinc = ump->um_seqinc;
+	map->wide = !I_IS_UFS1(ip);
+	return (!IS_SNAPSHOT(ip));
+}
+
+void
+shim_mtx_init(struct mtx *m, const char *name)
+{
+	mtx_init(m, name, NULL, MTX_DEF);
+}
+
+void
+shim_mtx_destroy(struct mtx *m)
+{
+	mtx_destroy(m);
+}
+
+void
+shim_mtx_lock(struct mtx *m)
+{
+	mtx_lock(m);
+}
+
+void
+shim_mtx_unlock(struct mtx *m)
+{
+	mtx_unlock(m);
+}
+
+void *
+shim_malloc_waitok(size_t bytes)
+{
+	return (malloc(bytes, M_DEVBUF, M_WAITOK | M_ZERO));
+}
+
+void
+shim_free(void *p)
+{
+	free(p, M_DEVBUF);
+}
+
+void
+shim_callout_init(struct callout *c)
+{
+	callout_init(c, 1);
+}
+
+void
+shim_callout_reset_us(struct callout *c, u_int us, void (*func)(void *),
+    void *arg)
+{
+	callout_reset_sbt(c, us * SBT_1US, us * SBT_1US / 4, func, arg, 0);
+}
+
+void
+shim_callout_drain(struct callout *c)
+{
+	callout_drain(c);
+}
+
+/* Make a queue with threads of its own.  `place' is where it lives. */
+void
+shim_taskqueue_start(struct taskqueue **place, const char *name, int threads)
+{
+	*place = taskqueue_create(name, M_WAITOK, taskqueue_thread_enqueue,
+	    place);
+	taskqueue_start_threads(place, threads, PVM, "%s", name);
+}
+
+void
+shim_task_init(struct task *t, void (*func)(void *, int), void *context)
+{
+	TASK_INIT(t, 0, func, context);
+}
+
+uint64_t
+shim_uptime_us(void)
+{
+	return (sbttous(sbinuptime()));
+}
+
+struct thread *
+shim_curthread(void)
+{
+	return (curthread);
+}
+
+/* Whether the calling thread's last system call is sendfile(2). */
+bool
+shim_in_sendfile(void)
+{
+	return (curthread->td_sa.code == SYS_sendfile);
 }
 
 /*

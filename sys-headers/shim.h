@@ -11,7 +11,14 @@ void	shim_VM_OBJECT_WLOCK(vm_object_t);
 void	shim_VM_OBJECT_WUNLOCK(vm_object_t);
 void	shim_VM_OBJECT_RLOCK(vm_object_t);
 void	shim_VM_OBJECT_RUNLOCK(vm_object_t);
+bool	shim_VM_OBJECT_TRYRLOCK(vm_object_t);
 vm_ooffset_t shim_vnp_size(vm_object_t);
+
+/* vm/vm_page.h, sys/vmmeter.h */
+bool	shim_vm_page_wired(vm_page_t);
+bool	shim_vm_page_xbusied(vm_page_t);
+u_int	shim_free_target(void);
+u_int	shim_free_min(void);
 
 /* sys/buf.h, sys/bufobj.h, vm/uma.h */
 struct buf *shim_pbuf_alloc(uma_zone_t, int);
@@ -34,6 +41,36 @@ bool	shim_VN_IS_DOOMED(struct vnode *);
 int	shim_VOP_BMAP(struct vnode *, daddr_t, struct bufobj **, daddr_t *,
 	    int *, int *);
 uint64_t shim_inode_number(struct vnode *);
+void	shim_VOP_UNLOCK(struct vnode *);
+int	shim_vn_lock_shared_nowait(struct vnode *);
+bool	shim_block_in_memory(struct vnode *, daddr_t);
+
+/* ufs/ufs/inode.h, ufs/ufs/ufsmount.h */
+struct shim_map {
+	u_long	nindir;		/* pointers in an indirect block */
+	u_int	bptrtodb;	/* shift from a pointer to DEV_BSIZE blocks */
+	u_int	seqinc;		/* from a block's pointer to the next one's */
+	bool	wide;		/* pointers are of 64 bits (UFS2) */
+};
+bool	shim_map_of(struct vnode *, struct shim_map *);
+
+/* sys/mutex.h, sys/malloc.h, sys/callout.h, sys/taskqueue.h */
+void	shim_mtx_init(struct mtx *, const char *);
+void	shim_mtx_destroy(struct mtx *);
+void	shim_mtx_lock(struct mtx *);
+void	shim_mtx_unlock(struct mtx *);
+void	*shim_malloc_waitok(size_t);
+void	shim_free(void *);
+void	shim_callout_init(struct callout *);
+void	shim_callout_reset_us(struct callout *, u_int, void (*)(void *), void *);
+void	shim_callout_drain(struct callout *);
+void	shim_taskqueue_start(struct taskqueue **, const char *, int threads);
+void	shim_task_init(struct task *, void (*)(void *, int), void *);
+
+/* sys/time.h, sys/pcpu.h */
+uint64_t shim_uptime_us(void);
+struct thread *shim_curthread(void);
+bool	shim_in_sendfile(void);
 
 /* sys/sched.h, sys/smp.h */
 bool	shim_cpu_pass(u_int);

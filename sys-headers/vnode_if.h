@@ -18,6 +18,11 @@ struct vop_bmap_args {
 	int			*a_runb;
 };
 
+struct vop_unlock_args {
+	struct vop_generic_args	a_gen;
+	struct vnode		*a_vp;
+};
+
 struct vop_getpages_args {
 	struct vop_generic_args	a_gen;
 	struct vnode		*a_vp;
@@ -39,11 +44,14 @@ struct vop_getpages_async_args {
 };
 
 extern struct vnodeop_desc vop_bmap_desc;
+extern struct vnodeop_desc vop_unlock_desc;
 extern struct vnodeop_desc vop_getpages_desc;
 extern struct vnodeop_desc vop_getpages_async_desc;
 
 #if __FreeBSD_version < 1500000
 int VOP_BMAP_APV(struct vop_vector *, struct vop_bmap_args *);
+int VOP_UNLOCK_APV(struct vop_vector *, struct vop_unlock_args *);
 #else
 int VOP_BMAP_APV(const struct vop_vector *, struct vop_bmap_args *);
+int VOP_UNLOCK_APV(const struct vop_vector *, struct vop_unlock_args *);
 #endif

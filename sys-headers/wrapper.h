@@ -5,6 +5,10 @@
 #include <sys/kernel.h>
 #include <sys/module.h>
 #include <sys/malloc.h>
+#include <sys/callout.h>
+#include <sys/taskqueue.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/errno.h>
 #include <sys/lock.h>
 #include <sys/mutex.h>
@@ -16,8 +20,8 @@
 #include <sys/ucred.h>
 #include <sys/counter.h>
 #include <sys/vmmeter.h>
+#include <sys/stat.h>
 #include <sys/sysctl.h>
-#include <sys/time.h>
 #include <sys/bio.h>
 #include <sys/bufobj.h>
 #include <sys/buf.h>

@@ -16,7 +16,7 @@ use core::{
 
 use super::{
     errno::Errno,
-    sys,
+    sys, systm,
     vm_object::{Object, WriteLocked},
     vm_page::BusiedPage,
     vnode::{Device, Vnode},
@@ -28,7 +28,10 @@ use super::{
 /// # Invariants
 ///
 /// The pointer is null or a live secondary zone of `pbuf_zone`.
-pub struct PbufZone(AtomicPtr<sys::uma_zone>);
+pub struct PbufZone {
+    zone: AtomicPtr<sys::uma_zone>,
+    max: AtomicUsize,
+}
 
 impl Default for PbufZone {
     fn default() -> Self {
@@ -39,7 +42,12 @@ impl Default for PbufZone {
 impl PbufZone {
     /// No zone yet.
     pub const fn new() -> Self {
-        Self(AtomicPtr::new(ptr::null_mut()))
+        Self { zone: AtomicPtr::new(ptr::null_mut()), max: AtomicUsize::new(0) }
+    }
+
+    /// How many bufs there can be.
+    pub fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
     }
 
     /// Make the zone, as large as the vnode pager's. May sleep.
@@ -56,8 +64,10 @@ impl PbufZone {
             if zone.is_null() {
                 return Err(Errno::ENOMEM);
             }
-            sys::uma_zone_set_max(zone, stock.saturating_mul(2));
-            self.0.store(zone, Ordering::Release);
+            let max = stock.saturating_mul(8);
+            sys::uma_zone_set_max(zone, max);
+            self.max.store(max as usize, Ordering::Relaxed);
+            self.zone.store(zone, Ordering::Release);
             // The freed ones are a list through b_fsprivate1, which is theirs.
             let mut list: *mut sys::buf = ptr::null_mut();
             for _ in 0..stock {
@@ -80,7 +90,7 @@ impl PbufZone {
 
     /// Take the zone down. The caller has made sure that every buf is back.
     pub fn destroy(&self) {
-        let zone = self.0.swap(ptr::null_mut(), Ordering::AcqRel);
+        let zone = self.zone.swap(ptr::null_mut(), Ordering::AcqRel);
         if !zone.is_null() {
             // SAFETY: ours by the invariant; the swap makes this the only call.
             unsafe { sys::uma_zdestroy(zone) };
@@ -89,7 +99,7 @@ impl PbufZone {
 
     /// A pbuf, or `None` when there is none at hand. Never sleeps.
     pub fn alloc(&self) -> Option<Pbuf> {
-        let zone = self.0.load(Ordering::Acquire);
+        let zone = self.zone.load(Ordering::Acquire);
         if zone.is_null() {
             return None;
         }
@@ -167,9 +177,16 @@ pub enum Form {
 /// | `b_fsprivate1` | its lead (itself if it is one) | itself |
 /// | `b_fsprivate2` | the next part, until submitted | parts not yet arrived |
 /// | `b_fsprivate3` | the zone | the zone |
+/// | `b_dirtyoff` | when it was sent, in microseconds | |
 /// | `b_dirtyend` | | first error of any part |
 /// | `b_ckhash` | bit 63: read again already | low half: pages requested; bit 62: last was valid in part |
 /// | `b_pgiodone`, `b_caller1` | | the reply |
+///
+/// Two kinds of buf have no request's pages. One that reads ahead on its own
+/// (bit 60 of `b_ckhash`) keeps its object in `b_caller1` and a tag in
+/// `b_fsprivate2`. One that reads a part of an indirect block (bit 61) has
+/// pages of its own, stays mapped, keeps the level in `b_dirtyend` and a tag in
+/// `b_fsprivate2`, and is a part of the request that `b_fsprivate1` leads.
 ///
 /// # Invariants
 ///
@@ -178,6 +195,7 @@ pub enum Form {
 /// `b_pgbefore` and the last `b_pgafter` of them were allocated by us, the
 /// ones between belong to the request. On a lead, `b_pages` from `b_pgbefore`
 /// on holds all pages of the request, those behind `b_npages` included.
+#[repr(transparent)]
 pub struct Pbuf(NonNull<sys::buf>);
 
 // SAFETY: a pbuf is not tied to a thread: BUF_KERNPROC() disowns its lock
@@ -186,6 +204,8 @@ unsafe impl Send for Pbuf {}
 
 const AGAIN: u64 = 1 << 63;
 const LAST_PARTLY_VALID: u64 = 1 << 62;
+const INDIRECT: u64 = 1 << 61;
+const HOLDS_OBJECT: u64 = 1 << 60;
 
 impl Pbuf {
     /// # Safety
@@ -308,6 +328,97 @@ impl Pbuf {
             let (before, _, all) = self.counts();
             self.set_counts(before, n as usize, all);
         }
+    }
+
+    /// Give an empty buf `count` pages of its own, for a part of an indirect
+    /// block. False when there is no memory at hand.
+    pub fn fill_indirect(&mut self, count: u32) -> bool {
+        self.buf_mut().b_ckhash |= INDIRECT;
+        (0..count).all(|_| {
+            // SAFETY: without VM_ALLOC_WAITOK this does not sleep.
+            let page = unsafe { sys::vm_page_alloc_noobj(sys::VM_ALLOC_WIRED) };
+            !page.is_null() && self.push(page)
+        })
+    }
+
+    /// Whether this buf reads a part of an indirect block.
+    fn is_indirect(&self) -> bool {
+        self.buf().b_ckhash & INDIRECT != 0
+    }
+
+    /// What a buf with pages of its own has read.
+    pub fn indirect_bytes(&self) -> &[u8] {
+        let (.., all) = self.counts();
+        let buf = self.buf();
+        if !self.is_indirect() || buf.b_bufobj.is_null() {
+            return &[];
+        }
+        // SAFETY: `address` mapped all pages at b_kvabase; such a buf stays
+        // mapped until it is dropped, and nobody reads into it now.
+        unsafe { slice::from_raw_parts(buf.b_kvabase.cast(), all * sys::PAGE as usize) }
+    }
+
+    /// Let a buf that reads a request's block map be the first part of the
+    /// request that `lead` carries; more come with [`Parts::join`].
+    pub fn join(&mut self, lead: Self) {
+        lead.give_up();
+        let lead = ManuallyDrop::new(lead).0;
+        Self::outstanding(lead).store(1, Ordering::Release);
+        self.buf_mut().b_fsprivate1 = lead.as_ptr().cast();
+    }
+
+    /// The lead of the request that this part belongs to.
+    pub fn of_lead(&self) -> Option<&Self> {
+        let lead = &raw const self.buf().b_fsprivate1;
+        // SAFETY: not null, this names a lead, which lives until its last
+        // part has arrived; and a Pbuf is nothing but such a pointer.
+        (!self.buf().b_fsprivate1.is_null()).then(|| unsafe { &*lead.cast() })
+    }
+
+    /// Which level of the block map this buf reads; 0 at first.
+    pub fn level(&self) -> usize {
+        self.buf().b_dirtyend.max(0) as usize
+    }
+
+    /// Make a completed buf read another part of the device: the block map's
+    /// next level.
+    pub fn aim(&mut self, level: usize, blkno: i64) {
+        let buf = self.buf_mut();
+        buf.b_dirtyend = level as c_int;
+        buf.b_blkno = blkno;
+        buf.b_iooffset = blkno.wrapping_mul(i64::from(sys::DEV_BSIZE));
+    }
+
+    /// Keep the object of a buf that reads ahead on its own until the buf is
+    /// dropped, and note a `tag` for its completion.
+    pub fn hold_object(&mut self, object: &Object<'_>, tag: usize) {
+        // SAFETY: a live object; given back by `drop`.
+        unsafe { sys::vm_object_pip_add(object.as_ptr(), 1) };
+        let buf = self.buf_mut();
+        buf.b_caller1 = object.as_ptr().cast();
+        buf.b_fsprivate2 = tag as *mut c_void;
+        buf.b_ckhash |= HOLDS_OBJECT;
+    }
+
+    /// What [`Pbuf::hold_object`] or [`Pbuf::set_tag`] was told.
+    pub fn tag(&self) -> usize {
+        self.buf().b_fsprivate2 as usize
+    }
+
+    /// Note a number on a buf without a request's pages.
+    pub fn set_tag(&mut self, tag: usize) {
+        self.buf_mut().b_fsprivate2 = tag as *mut c_void;
+    }
+
+    /// The device that the buf reads from.
+    pub fn device(&self) -> Option<Device<'_>> {
+        // SAFETY: the pages or the object that the buf keeps keep the mount.
+        NonNull::new(self.buf().b_bufobj).map(|bo| unsafe { Device::new(bo) })
+    }
+
+    /// Microseconds since the buf was sent.
+    pub fn took_us(&self) -> u32 {
+        (systm::uptime_us() as u32).wrapping_sub(self.buf().b_dirtyoff as u32)
     }
 
     /// Build the rest of the header: what to read, from where, on whose behalf.
@@ -451,15 +562,13 @@ impl Pbuf {
             (*bp).b_ioflags = IoFlags::empty().bits();
             (*bp).b_error = 0;
             (*bp).b_resid = 0;
+            (*bp).b_dirtyoff = systm::uptime_us() as u32 as c_int;
             sys::shim_runningbuf_claim(bp, bytes);
             sys::shim_VM_CNT_VNODE_IN((*bp).b_npages as u32);
             match form {
                 Form::Async(iodone) => {
                     (*bp).b_iodone = Some(*iodone);
-                    if !BufFlags::from_bits_retain((*bp).b_flags).contains(BufFlags::ASYNC) {
-                        (*bp).b_flags |= BufFlags::ASYNC.bits();
-                        sys::shim_BUF_KERNPROC(bp);
-                    }
+                    this.give_up();
                     sys::shim_bstrategy(bp);
                     None
                 }
@@ -473,13 +582,28 @@ impl Pbuf {
         }
     }
 
+    /// Let the buf's lock belong to no thread: this one goes on without it.
+    fn give_up(&self) {
+        let bp = self.0.as_ptr();
+        // SAFETY: ours, and locked by this thread unless B_ASYNC says that it
+        // has been given up before.
+        unsafe {
+            if !BufFlags::from_bits_retain((*bp).b_flags).contains(BufFlags::ASYNC) {
+                (*bp).b_flags |= BufFlags::ASYNC.bits();
+                sys::shim_BUF_KERNPROC(bp);
+            }
+        }
+    }
+
     /// Take the I/O's traces away and tell how it went. A transfer that is
     /// shorter than asked for is an error, whatever the device thinks.
     pub fn settle(&mut self) -> Result<(), Errno> {
         let bp = self.0.as_ptr();
         // SAFETY: a completed buf is ours.
         unsafe { sys::runningbufwakeup(bp) };
-        self.unmap();
+        if !self.is_indirect() {
+            self.unmap();
+        }
         let buf = self.buf();
         if IoFlags::from_bits_retain(buf.b_ioflags).contains(IoFlags::ERROR) {
             Errno::check(buf.b_error)?;
@@ -583,6 +707,18 @@ impl Drop for Pbuf {
         self.finish_extras(|_| false);
         let (.., all) = self.counts();
         let bp = self.0.as_ptr();
+        let kind = self.buf().b_ckhash;
+        let object: *mut sys::vm_object = self.buf().b_caller1.cast();
+        if kind & INDIRECT != 0 {
+            for i in 0..all {
+                // SAFETY: allocated wired by `fill_indirect`, and nobody else's.
+                unsafe {
+                    let page = *self.slot(i);
+                    sys::vm_page_unwire_noq(page);
+                    sys::vm_page_free(page);
+                }
+            }
+        }
         // SAFETY: ours; this is its last use. pbrelbo() wants a buf that has
         // a bufobj and no vnode.
         unsafe {
@@ -596,6 +732,10 @@ impl Drop for Pbuf {
             }
             let zone: *mut c_void = (*bp).b_fsprivate3;
             sys::shim_pbuf_free(zone.cast(), bp);
+            if kind & HOLDS_OBJECT != 0 {
+                // Vnode and mount may go away with this.
+                sys::vm_object_pip_wakeup(object);
+            }
         }
     }
 }
@@ -662,21 +802,49 @@ impl Parts {
     /// Send all parts of a request to the device; `lead` carries it, and is
     /// one of the parts itself when `parts` is empty. Gives nothing back in
     /// the async form; in the sync form `arrived` gets each part in turn.
-    pub fn send(mut self, lead: Pbuf, form: &Form, mut arrived: impl FnMut(Pbuf)) {
+    /// `sending` sees each before it goes.
+    pub fn send(
+        mut self,
+        lead: Pbuf,
+        form: &Form,
+        sending: impl Fn(&Pbuf),
+        mut arrived: impl FnMut(Pbuf),
+    ) {
         let own = self.is_empty();
+        if !own && matches!(form, Form::Async(_)) {
+            lead.give_up();
+        }
         let lead = ManuallyDrop::new(lead).0;
         Pbuf::outstanding(lead).store(if own { 1 } else { self.len }, Ordering::Release);
         if own {
-            if let Some(part) = Pbuf(lead).send(form) {
+            let part = Pbuf(lead);
+            sending(&part);
+            if let Some(part) = part.send(form) {
                 arrived(part);
             }
             return;
         }
         while let Some(mut part) = self.pop() {
             part.buf_mut().b_fsprivate1 = lead.as_ptr().cast();
+            sending(&part);
             if let Some(part) = part.send(form) {
                 arrived(part);
             }
+        }
+    }
+}
+
+impl Parts {
+    /// Send more parts of the request that `part` belongs to, and which has
+    /// not arrived yet itself.
+    pub fn join(mut self, part: &Pbuf, form: &Form, sending: impl Fn(&Pbuf)) {
+        let lead = part.buf().b_fsprivate1;
+        let Some(counted) = NonNull::new(lead.cast()) else { return };
+        Pbuf::outstanding(counted).fetch_add(self.len, Ordering::AcqRel);
+        while let Some(mut part) = self.pop() {
+            part.buf_mut().b_fsprivate1 = lead;
+            sending(&part);
+            let _async = part.send(form);
         }
     }
 }

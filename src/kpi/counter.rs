@@ -50,6 +50,16 @@ impl Counter {
         }
     }
 
+    /// The sum over all CPUs; additions under way may be in it or not.
+    pub fn fetch(&self) -> u64 {
+        let counter = self.0.load(Ordering::Relaxed);
+        if counter.is_null() {
+            return 0;
+        }
+        // SAFETY: by the invariant it is a live counter(9).
+        unsafe { sys::counter_u64_fetch(counter) }
+    }
+
     /// Where the kernel finds the counter: what SYSCTL_COUNTER_U64 points at.
     pub(super) fn location(&'static self) -> *mut core::ffi::c_void {
         self.0.as_ptr().cast()
@@ -59,5 +69,55 @@ impl Counter {
 impl Default for Counter {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// How many threads are somewhere, without a cache line that all CPUs share.
+pub struct Passage {
+    entered: Counter,
+    left: Counter,
+}
+
+impl Default for Passage {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Passage {
+    /// Nobody; nobody is counted before [`Passage::allocate`].
+    pub const fn new() -> Self {
+        Self { entered: Counter::new(), left: Counter::new() }
+    }
+
+    /// See [`Counter::allocate`]. To be called before anybody enters.
+    pub fn allocate(&self) {
+        self.entered.allocate();
+        self.left.allocate();
+    }
+
+    /// See [`Counter::release`].
+    pub fn release(&self) {
+        self.entered.release();
+        self.left.release();
+    }
+
+    /// One more.
+    #[inline]
+    pub fn enter(&self) {
+        self.entered.add(1);
+    }
+
+    /// One less.
+    #[inline]
+    pub fn leave(&self) {
+        self.left.add(1);
+    }
+
+    /// How many, at most. Exact once nobody enters any more, and 0 only if
+    /// nobody was there when this was called: who left is counted first.
+    pub fn now(&self) -> u64 {
+        let left = self.left.fetch();
+        self.entered.fetch().saturating_sub(left)
     }
 }

@@ -20,6 +20,8 @@ impl Errno {
     pub const ENOMEM: Self = Self(sys::ENOMEM);
     /// Device busy.
     pub const EBUSY: Self = Self(sys::EBUSY);
+    /// Resource temporarily unavailable.
+    pub const EAGAIN: Self = Self(sys::EAGAIN);
     /// Operation not supported: the filesystem has no such VOP.
     pub const EOPNOTSUPP: Self = Self(sys::EOPNOTSUPP);
     /// Exec format error: a module for another kernel.

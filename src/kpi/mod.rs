@@ -7,13 +7,18 @@
 //! what the kernel's own functions assert.
 
 pub mod buf;
+pub mod callout;
 pub mod counter;
 pub mod errno;
+pub mod malloc;
 pub mod module;
+pub mod mutex;
+pub mod proc;
 pub mod smp;
 pub mod sys;
 pub mod sysctl;
 pub mod systm;
+pub mod taskqueue;
 pub mod vm_object;
 pub mod vm_page;
 pub mod vm_pager;

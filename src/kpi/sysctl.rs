@@ -6,7 +6,7 @@ use core::{
     ffi::{CStr, c_int, c_void},
     mem::MaybeUninit,
     ptr,
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use super::{counter::Counter, errno::Errno, sys};
@@ -33,9 +33,55 @@ bitflags::bitflags! {
         const NODE = sys::CTLTYPE_NODE as u32 | sys::CTLFLAG_RW as u32;
         /// A 64-bit number to read.
         const COUNTER = sys::CTLTYPE_U64 as u32 | sys::CTLFLAG_RD as u32 | sys::CTLFLAG_MPSAFE as u32;
+        /// A 32-bit number to read and write, and a loader tunable.
+        const NUMBER = sys::CTLTYPE_UINT as u32 | sys::CTLFLAG_RWTUN as u32 | sys::CTLFLAG_MPSAFE as u32;
+        /// A 32-bit number that only the loader sets.
+        const BOOT_NUMBER = sys::CTLTYPE_UINT as u32 | sys::CTLFLAG_RDTUN as u32 | sys::CTLFLAG_MPSAFE as u32;
         /// A bool to read and write, and a loader tunable.
         const SWITCH = sys::CTLTYPE_U8 as u32 | sys::CTLFLAG_RWTUN as u32 | sys::CTLFLAG_MPSAFE as u32;
     }
+}
+
+/// A number that has bounds.
+pub struct Limit {
+    value: AtomicU32,
+    min: u32,
+    max: u32,
+}
+
+impl Limit {
+    /// A number between `min` and `max`, both included.
+    pub const fn new(value: u32, min: u32, max: u32) -> Self {
+        Self { value: AtomicU32::new(value), min, max }
+    }
+
+    /// The number.
+    pub fn get(&self) -> u32 {
+        self.value.load(Ordering::Relaxed)
+    }
+}
+
+/// Handler of a [`Limit`]: EINVAL for a number out of bounds.
+unsafe extern "C" fn limit(
+    oid: *mut sys::sysctl_oid,
+    arg: *mut c_void,
+    _: sys::intmax_t,
+    req: *mut sys::sysctl_req,
+) -> c_int {
+    // SAFETY: `Context::limit` registered a static Limit.
+    let limit = unsafe { &*arg.cast_const().cast::<Limit>() };
+    let mut new = limit.get();
+    // SAFETY: called by sysctl(9); `new` is a place for one unsigned int.
+    let error = unsafe { sys::sysctl_handle_int(oid, (&raw mut new).cast(), 0, req) };
+    // SAFETY: as above.
+    if error != 0 || unsafe { (*req).newptr.is_null() } {
+        return error;
+    }
+    if new < limit.min || new > limit.max {
+        return sys::EINVAL;
+    }
+    limit.value.store(new, Ordering::Relaxed);
+    0
 }
 
 /// C's type of a sysctl handler.
@@ -129,6 +175,21 @@ impl Context {
     ) -> Result<(), Errno> {
         self.add(parent, name, descr, OidKind::SWITCH, ptr::null_mut(), Some(handler), c"CU")
             .map(drop)
+    }
+
+    /// Add a number that is a loader tunable too; `boot` says that it is
+    /// nothing else.
+    pub fn limit(
+        &'static self,
+        parent: Node,
+        name: &'static CStr,
+        descr: &'static CStr,
+        value: &'static Limit,
+        boot: bool,
+    ) -> Result<(), Errno> {
+        let kind = if boot { OidKind::BOOT_NUMBER } else { OidKind::NUMBER };
+        let arg = ptr::from_ref(value).cast_mut().cast();
+        self.add(parent, name, descr, kind, arg, Some(limit), c"IU").map(drop)
     }
 
     #[allow(clippy::too_many_arguments)] // sysctl_add_oid()'s own

@@ -118,3 +118,32 @@ pub fn pause(milliseconds: u32) {
     // SAFETY: only module events call this, and they may sleep. 0 is C_HARDCLOCK's absence.
     unsafe { sys::pause_sbt(c"appaus".as_ptr(), sbt, 0, 0) };
 }
+
+/// Microseconds since the system was booted.
+pub fn uptime_us() -> u64 {
+    // SAFETY: reads the clock.
+    unsafe { sys::shim_uptime_us() }
+}
+
+/// Pages that are free, and from how many on the page daemon sleeps.
+pub fn free_pages() -> Free {
+    // SAFETY: reads counters that are always there.
+    unsafe {
+        Free {
+            count: sys::vm_free_count(),
+            target: sys::shim_free_target(),
+            min: sys::shim_free_min(),
+        }
+    }
+}
+
+/// See [`free_pages`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Free {
+    /// Free pages.
+    pub count: u32,
+    /// v_free_target: the page daemon works until so many are free.
+    pub target: u32,
+    /// v_free_min: below this many, allocation is not for everybody.
+    pub min: u32,
+}

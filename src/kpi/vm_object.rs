@@ -36,6 +36,14 @@ impl<'a> Object<'a> {
         unsafe { sys::shim_vnp_size(self.0.as_ptr()) }
     }
 
+    pub(super) fn address(&self) -> NonNull<sys::vm_object> {
+        self.0
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut sys::vm_object {
+        self.0.as_ptr()
+    }
+
     /// Read-lock: the size holds still. Does not sleep.
     pub fn read(&self) -> ReadLocked<'_> {
         // SAFETY: live by the invariant; nothing in this crate takes a second
@@ -59,6 +67,19 @@ impl ReadLocked<'_> {
     /// The file's size in bytes.
     pub fn vnp_size(&self) -> u64 {
         self.0.vnp_size()
+    }
+
+    /// Whether there is a page at `pindex` that somebody has busied and wired
+    /// and of which nothing is valid: it is about to be asked for.
+    pub fn is_wanted(&self, pindex: u64) -> bool {
+        // SAFETY: the object is locked, so that a page found stays.
+        unsafe {
+            let page = sys::vm_page_lookup((self.0).0.as_ptr(), pindex);
+            !page.is_null()
+                && sys::shim_vm_page_xbusied(page)
+                && sys::shim_vm_page_wired(page)
+                && (*page).valid == 0
+        }
     }
 }
 
@@ -86,6 +107,18 @@ impl WriteLocked<'_> {
             }
             NonNull::new(sys::vm_page_alloc(object, pindex, sys::VM_ALLOC_NORMAL))
         }
+    }
+}
+
+impl WriteLocked<'_> {
+    /// How many pages from `pindex` on exist, up to `limit`.
+    pub fn existing(&self, pindex: u64, limit: u32) -> u32 {
+        let object = (self.0).0.as_ptr();
+        // SAFETY: the object is write-locked.
+        let exists = |i: &u32| unsafe {
+            !sys::vm_page_lookup(object, pindex.saturating_add(u64::from(*i))).is_null()
+        };
+        (0..limit).take_while(exists).count() as u32
     }
 }
 

@@ -98,37 +98,16 @@ impl<'a> Vnode<'a> {
     /// The device below, without a look at the block map. Never sleeps.
     pub fn device(&self) -> Result<Device<'a>, Errno> {
         let mut bo = ptr::null_mut();
-        // SAFETY: a live vnode, locked by the VOP's caller. Without a_bnp,
-        // VOP_BMAP(9) answers from the mount alone.
-        Errno::check(unsafe {
-            sys::shim_VOP_BMAP(
-                self.0.as_ptr(),
-                0,
-                &mut bo,
-                ptr::null_mut(),
-                ptr::null_mut(),
-                ptr::null_mut(),
-            )
-        })?;
+        // Without a_bnp, VOP_BMAP(9) answers from the mount alone.
+        self.vop_bmap(0, Some(&mut bo), None, None)?;
         NonNull::new(bo).map(|bo| Device(bo, PhantomData)).ok_or(Errno::EOPNOTSUPP)
     }
 
     /// VOP_BMAP(9) for the logical block `lbn`. May read an indirect block.
     pub fn bmap(&self, lbn: u64) -> Result<BlockMap, Errno> {
         let lbn = i64::try_from(lbn).map_err(|_| Errno::EINVAL)?;
-        let (mut blkno, mut after, mut before): (sys::daddr_t, c_int, c_int) = (-1, 0, 0);
-        // SAFETY: a live vnode, locked by the VOP's caller; all three results
-        // have a place.
-        Errno::check(unsafe {
-            sys::shim_VOP_BMAP(
-                self.0.as_ptr(),
-                lbn,
-                ptr::null_mut(),
-                &mut blkno,
-                &mut after,
-                &mut before,
-            )
-        })?;
+        let (mut blkno, mut after, mut before) = (-1, 0, 0);
+        self.vop_bmap(lbn, None, Some(&mut blkno), Some((&mut after, &mut before)))?;
         Ok(BlockMap {
             blkno: (blkno != -1).then_some(blkno),
             before: before.max(0) as u32,
@@ -136,8 +115,207 @@ impl<'a> Vnode<'a> {
         })
     }
 
+    /// Where an indirect block, by its negative number, is on the device, in
+    /// units of DEV_BSIZE; `None` when there is none. The blocks above it are
+    /// in memory, so that this does not read.
+    pub fn bmap_indirect(&self, lbn: i64) -> Result<Option<i64>, Errno> {
+        let mut blkno = -1;
+        self.vop_bmap(lbn, None, Some(&mut blkno), None)?;
+        Ok((blkno > 0).then_some(blkno))
+    }
+
+    fn vop_bmap(
+        &self,
+        lbn: sys::daddr_t,
+        bo: Option<&mut *mut sys::bufobj>,
+        blkno: Option<&mut sys::daddr_t>,
+        runs: Option<(&mut c_int, &mut c_int)>,
+    ) -> Result<(), Errno> {
+        let bo = bo.map_or(ptr::null_mut(), ptr::from_mut);
+        let blkno = blkno.map_or(ptr::null_mut(), ptr::from_mut);
+        let (after, before) = runs.map_or((ptr::null_mut(), ptr::null_mut()), |(after, before)| {
+            (ptr::from_mut(after), ptr::from_mut(before))
+        });
+        // SAFETY: a live vnode, locked by the VOP's caller or by this thread;
+        // each result has a place or is not wanted.
+        Errno::check(unsafe { sys::shim_VOP_BMAP(self.0.as_ptr(), lbn, bo, blkno, after, before) })
+    }
+
+    /// Whether a block, an indirect one if `lbn` is negative, can be had
+    /// without a disk. A hint: nothing keeps it there. Does not sleep.
+    pub fn in_memory(&self, lbn: i64) -> bool {
+        // SAFETY: a live vnode, locked by the VOP's caller.
+        unsafe { sys::shim_block_in_memory(self.0.as_ptr(), lbn) }
+    }
+
+    /// How the file's indirect blocks read; `None` for a snapshot, whose
+    /// pointers mean more than places.
+    pub fn pointers(&self) -> Option<Pointers> {
+        let mut map = sys::shim_map { nindir: 0, bptrtodb: 0, seqinc: 0, wide: false };
+        // SAFETY: a live vnode of FFS, whose mount stays as long.
+        let plain = unsafe { sys::shim_map_of(self.0.as_ptr(), &mut map) };
+        plain.then_some(Pointers {
+            per_block: map.nindir,
+            shift: map.bptrtodb,
+            step: u64::from(map.seqinc),
+            wide: map.wide,
+        })
+    }
+
+    pub(super) fn address(&self) -> NonNull<sys::vnode> {
+        self.0
+    }
+
     pub(super) fn as_ptr(&self) -> *mut sys::vnode {
         self.0.as_ptr()
+    }
+}
+
+/// How the block pointers of a file's indirect blocks read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pointers {
+    /// Pointers in an indirect block.
+    pub per_block: u64,
+    /// Shift from a pointer to units of DEV_BSIZE.
+    pub shift: u32,
+    /// From a block's pointer to that of the block just behind it.
+    pub step: u64,
+    /// Pointers are of 64 bits (UFS2) and not of 32.
+    pub wide: bool,
+}
+
+/// Names a file's object without keeping it.
+///
+/// # Invariants
+///
+/// `object` was a vm_object once. Their memory is never given back
+/// (UMA_ZONE_NOFREE) and their locks stay initialized, so it can be locked at
+/// any time; while it is, and names `vnode` as its handle, the vnode lives:
+/// vnode_destroy_vobject() needs the write lock to part them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    object: NonNull<sys::vm_object>,
+    vnode: NonNull<sys::vnode>,
+}
+
+// SAFETY: addresses, which are looked behind under the object's lock only.
+unsafe impl Send for Identity {}
+
+impl Identity {
+    /// The name of a locked vnode's object.
+    pub fn new(vnode: Vnode<'_>, object: Object<'_>) -> Self {
+        Self { object: object.address(), vnode: vnode.address() }
+    }
+
+    /// A number that spreads files evenly.
+    pub fn hash(&self) -> usize {
+        // vm_objects are 256 bytes or more; Fibonacci hashing of the rest.
+        (self.object.as_ptr() as usize >> 8).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
+    }
+
+    fn is_alive(&self) -> bool {
+        let object = self.object.as_ptr();
+        // SAFETY: the caller has locked the object; see the invariant.
+        unsafe {
+            u32::from((*object).type_) == sys::OBJT_VNODE
+                && core::ptr::eq((*object).handle, self.vnode.as_ptr().cast())
+        }
+    }
+
+    /// Look at the object's pages. `None` when its lock is not to be had at
+    /// once; of a file that is gone nothing is seen. Never sleeps.
+    pub fn look<T>(&self, look: impl FnOnce(Option<&Seen<'_>>) -> T) -> Option<T> {
+        // SAFETY: an initialized lock by the invariant.
+        if !unsafe { sys::shim_VM_OBJECT_TRYRLOCK(self.object.as_ptr()) } {
+            return None;
+        }
+        // SAFETY: locked, so that it stays while the lock is held.
+        let object = unsafe { Object::new(self.object) };
+        let seen = self.is_alive().then_some(Seen(&object));
+        let result = look(seen.as_ref());
+        // SAFETY: locked above, by this thread.
+        unsafe { sys::shim_VM_OBJECT_RUNLOCK(self.object.as_ptr()) };
+        Some(result)
+    }
+
+    /// Keep the vnode's memory; `None` when the file is gone. Does not sleep.
+    pub fn hold(&self) -> Option<HeldVnode> {
+        // SAFETY: as in `look`; the vnode lives while its object is locked.
+        unsafe {
+            sys::shim_VM_OBJECT_RLOCK(self.object.as_ptr());
+            let held = self.is_alive().then(|| HeldVnode::new(self.vnode));
+            sys::shim_VM_OBJECT_RUNLOCK(self.object.as_ptr());
+            held
+        }
+    }
+
+    /// Whether a locked vnode still has this object.
+    pub fn is_of(&self, vnode: Vnode<'_>) -> bool {
+        vnode.address() == self.vnode && vnode.object().is_some_and(|o| o.address() == self.object)
+    }
+}
+
+/// A read-locked object of a live file, to look at only.
+pub struct Seen<'a>(&'a Object<'a>);
+
+impl Seen<'_> {
+    /// Whether there is a page at `pindex` that somebody has wired: it is on
+    /// its way to a socket.
+    pub fn is_wired(&self, pindex: u64) -> bool {
+        // SAFETY: the object is locked, so that a page found stays.
+        unsafe {
+            let page = sys::vm_page_lookup(self.0.as_ptr(), pindex);
+            !page.is_null() && sys::shim_vm_page_wired(page)
+        }
+    }
+}
+
+/// A vnode whose memory is kept (vhold(9)): it can still be reclaimed, which
+/// does not wait for this. Dropping it may sleep.
+pub struct HeldVnode(NonNull<sys::vnode>);
+
+impl HeldVnode {
+    /// # Safety
+    ///
+    /// The vnode lives now: its object is locked and names it.
+    pub(super) unsafe fn new(vp: NonNull<sys::vnode>) -> Self {
+        // SAFETY: by the caller's promise.
+        unsafe { sys::vhold(vp.as_ptr()) };
+        Self(vp)
+    }
+
+    /// Lock the vnode shared, if that is possible at once and it has not been
+    /// reclaimed.
+    pub fn try_lock(&self) -> Option<LockedVnode<'_>> {
+        // SAFETY: a held vnode; LK_NOWAIT. Without LK_RETRY a doomed one is
+        // not locked.
+        let error = unsafe { sys::shim_vn_lock_shared_nowait(self.0.as_ptr()) };
+        // SAFETY: locked, so it stays for the guard's life.
+        (error == 0).then(|| LockedVnode(unsafe { Vnode::new(self.0) }))
+    }
+}
+
+impl Drop for HeldVnode {
+    fn drop(&mut self) {
+        // SAFETY: held by `new`; called in a thread that may sleep.
+        unsafe { sys::vdrop(self.0.as_ptr()) };
+    }
+}
+
+/// A vnode that this thread has locked shared; dropping it unlocks.
+pub struct LockedVnode<'a>(Vnode<'a>);
+
+impl<'a> LockedVnode<'a> {
+    /// The vnode, for as long as this is held.
+    pub fn vnode(&self) -> Vnode<'_> {
+        self.0
+    }
+}
+
+impl Drop for LockedVnode<'_> {
+    fn drop(&mut self) {
+        // SAFETY: locked by `try_lock`, by this thread.
+        unsafe { sys::shim_VOP_UNLOCK(self.0.as_ptr()) };
     }
 }
 
@@ -160,11 +338,23 @@ impl fmt::Display for Vnode<'_> {
     }
 }
 
-impl Device<'_> {
+impl<'a> Device<'a> {
     /// Bytes of a sector, the unit of its transfers.
     pub fn sector(&self) -> u32 {
         // SAFETY: a mounted filesystem keeps its device's bufobj.
         unsafe { (*self.0.as_ptr()).bo_bsize }.max(0) as u32
+    }
+
+    /// # Safety
+    ///
+    /// The bufobj stays for `'a`: a buf of a mounted filesystem names it.
+    pub(super) unsafe fn new(bo: NonNull<sys::bufobj>) -> Self {
+        Self(bo, PhantomData)
+    }
+
+    /// What tells this device from others; not to be looked behind.
+    pub fn id(&self) -> usize {
+        self.0.as_ptr() as usize
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::bufobj {

@@ -18,6 +18,8 @@ pub type IodoneFn = unsafe extern "C" fn(*mut c_void, *mut sys::vm_page_t, c_int
 pub type GetpagesAsyncFn = unsafe extern "C" fn(*mut sys::vop_getpages_async_args) -> c_int;
 /// C's type of an implementation of VOP_GETPAGES.
 pub type GetpagesFn = unsafe extern "C" fn(*mut sys::vop_getpages_args) -> c_int;
+/// C's type of an implementation of VOP_BMAP.
+pub type BmapFn = unsafe extern "C" fn(*mut sys::vop_bmap_args) -> c_int;
 
 /// The caller's right to hear of its request's end, exactly once.
 ///
@@ -173,14 +175,13 @@ impl<'a> Getpages<'a> {
     }
 }
 
-/// A vop_vector whose getpages slots the module takes over.
+/// A vop_vector some of whose slots the module takes over.
 ///
 /// Vectors are flat once registered, so that replacing the slot's pointer is
-/// all; `original_*` are null while the slot is not ours.
+/// all. `originals`, in the order of [`Slot`], are null until a slot is taken.
 pub struct Vector {
     which: Which,
-    original_async: AtomicPtr<c_void>,
-    original_sync: AtomicPtr<c_void>,
+    originals: [AtomicPtr<c_void>; 3],
 }
 
 /// The vectors that there are.
@@ -192,23 +193,21 @@ pub enum Which {
     Ffs2,
 }
 
-/// The two slots.
+/// The slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
     /// `vop_getpages_async`.
     Async,
     /// `vop_getpages`.
     Sync,
+    /// `vop_bmap`.
+    Bmap,
 }
 
 impl Vector {
     /// A vector that is not taken over yet.
     pub const fn new(which: Which) -> Self {
-        Self {
-            which,
-            original_async: AtomicPtr::new(core::ptr::null_mut()),
-            original_sync: AtomicPtr::new(core::ptr::null_mut()),
-        }
+        Self { which, originals: [const { AtomicPtr::new(core::ptr::null_mut()) }; 3] }
     }
 
     fn raw(&self) -> *mut sys::vop_vector {
@@ -225,20 +224,17 @@ impl Vector {
 
     fn slot(&self, slot: Slot) -> (&'static AtomicPtr<c_void>, &AtomicPtr<c_void>) {
         let vector = self.raw();
+        let [of_async, of_sync, of_bmap] = &self.originals;
         // SAFETY: a vop_vector lives as long as its filesystem, which this
         // module depends on; a slot is an aligned function pointer, and other
         // CPUs only load it.
         unsafe {
-            match slot {
-                Slot::Async => (
-                    AtomicPtr::from_ptr((&raw mut (*vector).vop_getpages_async).cast()),
-                    &self.original_async,
-                ),
-                Slot::Sync => (
-                    AtomicPtr::from_ptr((&raw mut (*vector).vop_getpages).cast()),
-                    &self.original_sync,
-                ),
-            }
+            let (place, original): (*mut c_void, _) = match slot {
+                Slot::Async => ((&raw mut (*vector).vop_getpages_async).cast(), of_async),
+                Slot::Sync => ((&raw mut (*vector).vop_getpages).cast(), of_sync),
+                Slot::Bmap => ((&raw mut (*vector).vop_bmap).cast(), of_bmap),
+            };
+            (AtomicPtr::from_ptr(place.cast()), original)
         }
     }
 
@@ -283,12 +279,26 @@ impl Vector {
     /// `ap` is the argument of a VOP_GETPAGES_ASYNC in progress that this
     /// module has not answered.
     pub unsafe fn original_async(&self, ap: *mut sys::vop_getpages_async_args) -> Option<c_int> {
-        let original = self.original_async.load(Ordering::Acquire);
+        let (_, original) = self.slot(Slot::Async);
+        let original = original.load(Ordering::Acquire);
         // SAFETY: `take` found a GetpagesAsyncFn in this slot, or null; `ap`
         // by the caller's promise.
         unsafe {
             mem::transmute::<*mut c_void, Option<GetpagesAsyncFn>>(original).map(|vop| vop(ap))
         }
+    }
+
+    /// Call the original VOP_BMAP.
+    ///
+    /// # Safety
+    ///
+    /// `ap` is the argument of a VOP_BMAP in progress.
+    pub unsafe fn original_bmap(&self, ap: *mut sys::vop_bmap_args) -> Option<c_int> {
+        let (_, original) = self.slot(Slot::Bmap);
+        let original = original.load(Ordering::Acquire);
+        // SAFETY: `take` found a BmapFn in this slot, or null; `ap` by the
+        // caller's promise.
+        unsafe { mem::transmute::<*mut c_void, Option<BmapFn>>(original).map(|vop| vop(ap)) }
     }
 
     /// Call the original VOP_GETPAGES.
@@ -304,6 +314,53 @@ impl Vector {
         // a GetpagesFn, or null; `ap` by the caller's promise.
         unsafe { mem::transmute::<*mut c_void, Option<GetpagesFn>>(vop).map(|vop| vop(ap)) }
     }
+}
+
+/// One call of VOP_BMAP that asks where a block is and how many follow it,
+/// as vnode_pager_haspage() does for sendfile(2).
+pub struct Bmap<'a> {
+    /// The file; locked by the caller.
+    pub vnode: Vnode<'a>,
+    /// The logical block.
+    pub lbn: u64,
+    run: &'a mut c_int,
+}
+
+impl<'a> Bmap<'a> {
+    /// `None` for a call that asks for anything else.
+    ///
+    /// # Safety
+    ///
+    /// `ap` is the argument of a VOP_BMAP in progress.
+    pub unsafe fn from_args(ap: &'a mut sys::vop_bmap_args) -> Option<Self> {
+        if !ap.a_bop.is_null() || ap.a_bnp.is_null() || !ap.a_runb.is_null() {
+            return None;
+        }
+        let lbn = u64::try_from(ap.a_bn).ok()?;
+        // SAFETY: by the VOP's contract the vnode is locked, and the int is
+        // the caller's or NULL.
+        unsafe {
+            let vnode = Vnode::new(NonNull::new(ap.a_vp)?);
+            Some(Self { vnode, lbn, run: ap.a_runp.as_mut()? })
+        }
+    }
+
+    /// Answer that it cannot be told, which haspage takes for "yes, and so
+    /// many pages follow"; any other caller takes it for an error.
+    pub fn promise(self, pages: u32) -> Errno {
+        *self.run = c_int::try_from(pages).unwrap_or(c_int::MAX);
+        Errno::EAGAIN
+    }
+}
+
+/// The vnode of a VOP_BMAP.
+///
+/// # Safety
+///
+/// `ap` is the argument of a VOP_BMAP in progress.
+pub unsafe fn vnode_of(ap: &sys::vop_bmap_args) -> Option<Vnode<'_>> {
+    // SAFETY: locked by the VOP's caller for as long as the call lasts.
+    NonNull::new(ap.a_vp).map(|vp| unsafe { Vnode::new(vp) })
 }
 
 /// The argument of the VOP_GETPAGES that stands for an async call.
@@ -327,5 +384,6 @@ pub(super) fn layout_is_known() -> bool {
         offset(&raw const sys::vop_getpages_desc) == mem::offset_of!(sys::vop_vector, vop_getpages)
             && offset(&raw const sys::vop_getpages_async_desc)
                 == mem::offset_of!(sys::vop_vector, vop_getpages_async)
+            && offset(&raw const sys::vop_bmap_desc) == mem::offset_of!(sys::vop_vector, vop_bmap)
     }
 }

@@ -5,7 +5,11 @@
 
 use core::ptr::NonNull;
 
-use super::plan::{self, PAGE};
+use super::{
+    latency,
+    plan::{self, PAGE},
+    request::Target,
+};
 use crate::{
     kpi::{
         buf::{Form, Pbuf},
@@ -41,6 +45,7 @@ pub unsafe extern "C" fn iodone(bp: *mut sys::buf) {
     if let Some(bp) = NonNull::new(bp) {
         // SAFETY: the caller's promise.
         let part = unsafe { Pbuf::from_iodone(bp) };
+        latency::came_back(&part);
         if !matches!(complete(part, &Form::Async(iodone)), Progress::SentAgain) {
             stats::IN_FLIGHT.leave();
         }
@@ -63,8 +68,12 @@ pub fn complete(mut part: Pbuf, form: &Form) -> Progress {
             return arrive(part, Err(error));
         }
         stats::RETRIES.add(1);
+        latency::sent(&part);
         match part.send(form) {
-            Some(again) => part = again,
+            Some(again) => {
+                latency::came_back(&again);
+                part = again;
+            }
             None => return Progress::SentAgain,
         }
     }
@@ -72,7 +81,7 @@ pub fn complete(mut part: Pbuf, form: &Form) -> Progress {
 
 /// The I/O's own clean-up: mapping, bytes behind the end of the file, and the
 /// pages that nobody asked for.
-fn settle(part: &mut Pbuf) -> Result<(), Errno> {
+pub fn settle(part: &mut Pbuf) -> Result<(), Errno> {
     let mut outcome = part.settle();
     match part.vnode().and_then(|vnode| vnode.object()) {
         Some(object) if outcome.is_ok() => {
@@ -94,14 +103,17 @@ fn settle(part: &mut Pbuf) -> Result<(), Errno> {
     outcome
 }
 
-fn arrive(part: Pbuf, outcome: Result<(), Errno>) -> Progress {
+/// A part's share of its request is done. The last one answers it.
+pub fn arrive(part: Pbuf, outcome: Result<(), Errno>) -> Progress {
     let Some((mut lead, outcome)) = part.arrive(outcome) else {
         return Progress::Arrived;
     };
     if outcome.is_ok()
         && let Some(object) = lead.vnode().and_then(|vnode| vnode.object())
     {
-        validate(&object, lead.requested(), lead.last_partly_valid());
+        let pages = lead.requested();
+        let read = pages.len().saturating_sub(usize::from(lead.last_partly_valid()));
+        make_valid(&object, pages, read);
     }
     if outcome.is_err() {
         stats::ERRORS.add(1);
@@ -112,10 +124,14 @@ fn arrive(part: Pbuf, outcome: Result<(), Errno>) -> Progress {
     Progress::Answered(outcome)
 }
 
-/// Make the pages of a served request valid up to the end of the file.
-pub fn validate(object: &Object<'_>, pages: &[BusiedPage], last_partly_valid: bool) {
+/// Make the pages of a request valid that needed no I/O.
+pub fn validate(target: &Target<'_>) {
+    make_valid(&target.place.object, target.pages, target.wanted);
+}
+
+/// Make pages valid up to the end of the file, `read` of them as a whole.
+fn make_valid(object: &Object<'_>, pages: &[BusiedPage], read: usize) {
     let locked = object.read();
-    let read = pages.len().saturating_sub(usize::from(last_partly_valid));
     for (i, page) in pages.iter().enumerate() {
         if i < read {
             page.validate(&locked);

@@ -1,49 +1,83 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! The data path, in reading order: [`request`] → [`plan`] → [`submit`] → [`complete`].
 
+pub mod chain;
 pub mod complete;
+pub mod latency;
+pub mod map;
 pub mod plan;
 pub mod request;
 pub mod submit;
 
 use self::{
     plan::{Extent, PAGE, Step, Wishes},
-    request::{Answer, Call, failed, prepare},
+    request::{Answer, Call, Miss, Target, failed, prepare},
     submit::Batch,
 };
 use crate::{
     kpi::{
-        buf::PbufZone, errno::Errno, vm_page::BusiedPage, vm_pager::PagerError, vnode_if::Getpages,
+        buf::PbufZone, errno::Errno, vm_page::BusiedPage, vm_pager::PagerError, vnode::BlockMap,
+        vnode_if::Getpages,
     },
     stats,
 };
 
+/// The module's pbufs.
+pub static PBUFS: PbufZone = PbufZone::new();
+
 /// Serve a call of VOP_GETPAGES_ASYNC, or of VOP_GETPAGES when its reply is
-/// not async: then this waits for the I/O.
+/// not async: then this waits for the I/O. `promised` says that the caller
+/// was told of a run that nobody has looked up yet. What an async call missed
+/// is noted in `miss`.
 ///
-/// The vnode is locked and the object is not. May sleep for the block map,
-/// never for the data of an async call.
-pub fn getpages<'a>(vop: Getpages<'a>, zone: &'static PbufZone) -> Answer<'a> {
+/// The vnode is locked and the object is not. May sleep for the block map
+/// unless `promised`, never for the data of an async call.
+pub fn getpages<'a>(vop: Getpages<'a>, promised: bool, miss: &mut Option<Miss>) -> Answer<'a> {
     stats::PAGES_REQUESTED.add(vop.pages.len() as u32);
-    let call = match prepare(vop) {
+    let mut call = match prepare(vop) {
         Ok(call) => call,
         Err(answer) => return answer,
     };
-    if call.wanted == 0 {
+    let target = call.target;
+    if target.wanted == 0 {
         // The only page, and what it lacks lies behind the end of the file.
-        call.vop.pages.iter().for_each(BusiedPage::zero_invalid);
+        target.pages.iter().for_each(BusiedPage::zero_invalid);
         stats::PAGES_VALID.add(1);
         return finished(call);
     }
-    match plan_all(&call, zone) {
-        Ok(batch) if batch.is_empty() => {
-            complete::validate(&call.object, call.vop.pages, call.wanted < call.vop.pages.len());
+    *miss = call.vop.reply.is_async().then(|| Miss::new(&target, call.vop.ahead.wish()));
+    if promised {
+        match chain::send(call) {
+            Ok(answer) => {
+                if let Some(miss) = miss {
+                    miss.unmapped = true;
+                }
+                return answer;
+            }
+            Err(again) => call = again,
+        }
+    }
+    let wishes = Wishes {
+        behind: call.vop.behind.wish(),
+        // Behind a page that ends the file there is nothing.
+        ahead: if target.last_partly_valid() { 0 } else { call.vop.ahead.wish() },
+    };
+    let plan = plan_from(0, &target, wishes, |lbn| target.place.vnode.bmap(lbn).map(extent));
+    match plan.end {
+        Ok(()) if plan.batch.is_empty() => {
+            complete::validate(&target);
             finished(call)
         }
-        Ok(batch) => submit::send(call, batch, zone),
+        Ok(()) => {
+            let batch = plan.batch;
+            if let Some(miss) = miss {
+                miss.ahead = batch.ahead();
+            }
+            submit::send(call, batch)
+        }
         Err(Stop::NoBuf) => {
             stats::NO_PBUF.add(1);
-            if single_run(&call) { Answer::Original(call.vop) } else { Answer::Emulate(call.vop) }
+            if single_run(&target) { Answer::Original(call.vop) } else { Answer::Emulate(call.vop) }
         }
         Err(Stop::Error(error)) => failed(call.vop, PagerError::Error, error),
     }
@@ -57,53 +91,76 @@ enum Stop {
     Error(Errno),
 }
 
-/// Walk the request's bytes, zero its holes, and load a buf for each run.
-/// Nothing is sent yet, and an error leaves nothing behind.
-fn plan_all(call: &Call<'_>, zone: &'static PbufZone) -> Result<Batch, Stop> {
-    let mut batch = Batch::default();
-    let start = call.first * PAGE;
-    let mut end = start + call.wanted as u64 * PAGE;
-    if call.geometry.small_blocks() {
-        end = end.min(call.file.bytes.next_multiple_of(call.geometry.block));
+/// Bufs that are loaded and not sent yet; dropped, they leave nothing behind.
+struct Plan {
+    batch: Batch,
+    /// Bytes of the request that need no more work than `batch`.
+    done: u64,
+    /// Whether that is all of them.
+    end: Result<(), Stop>,
+}
+
+/// Walk the request's bytes from its byte `done` on, zero its holes, and load
+/// a buf for each run, as `map` tells where the file's blocks are.
+fn plan_from(
+    done: u64,
+    target: &Target<'_>,
+    wishes: Wishes,
+    map: impl Fn(u64) -> Result<Extent, Errno>,
+) -> Plan {
+    let mut plan = Plan { batch: Batch::default(), done, end: Ok(()) };
+    plan.end = plan.walk(target, wishes, map);
+    plan
+}
+
+impl Plan {
+    fn walk(
+        &mut self,
+        target: &Target<'_>,
+        wishes: Wishes,
+        map: impl Fn(u64) -> Result<Extent, Errno>,
+    ) -> Result<(), Stop> {
+        let (file, geometry) = (target.place.file, target.place.geometry);
+        let start = target.first * PAGE;
+        let mut end = start + target.wanted as u64 * PAGE;
+        if geometry.small_blocks() {
+            end = end.min(file.bytes.next_multiple_of(geometry.block.max(1)));
+        }
+        while start + self.done < end {
+            let position = start + self.done;
+            let extent = map(position / geometry.block.max(1)).map_err(Stop::Error)?;
+            let step = plan::step(file, geometry, position, end, extent, position == start, wishes);
+            self.done += match step {
+                Step::Zero(len) => {
+                    zero(target, position, len);
+                    len
+                }
+                Step::Read(run) if geometry.small_blocks() => {
+                    submit::load_small(target, run, &mut self.batch).ok_or(Stop::NoBuf)?
+                }
+                Step::Read(run) => {
+                    submit::load(target, run, &mut self.batch).ok_or(Stop::NoBuf)?;
+                    run.len
+                }
+            };
+        }
+        Ok(())
     }
-    let all = call.wanted == call.vop.pages.len();
-    let wishes = Wishes {
-        behind: call.vop.behind.wish(),
-        // Behind a page that ends the file there is nothing.
-        ahead: if all { call.vop.ahead.wish() } else { 0 },
-    };
-    let mut position = start;
-    while position < end {
-        let lbn = position / call.geometry.block;
-        let map = call.vop.vnode.bmap(lbn).map_err(Stop::Error)?;
-        let extent = Extent { blkno: map.blkno, before: map.before, after: map.after };
-        let step =
-            plan::step(call.file, call.geometry, position, end, extent, position == start, wishes);
-        position += match step {
-            Step::Zero(len) => {
-                zero(call, position, len);
-                len
-            }
-            Step::Read(run) if call.geometry.small_blocks() => {
-                submit::load_small(call, run, zone, &mut batch).ok_or(Stop::NoBuf)?
-            }
-            Step::Read(run) => {
-                submit::load(call, run, zone, &mut batch).ok_or(Stop::NoBuf)?;
-                run.len
-            }
-        };
-    }
-    Ok(batch)
+}
+
+/// What VOP_BMAP has said, as the plan takes it.
+pub fn extent(map: BlockMap) -> Extent {
+    Extent { blkno: map.blkno, before: map.before, after: map.after }
 }
 
 /// Zero the bytes of a hole. They become valid with the rest of the request.
-fn zero(call: &Call<'_>, position: u64, len: u64) {
+fn zero(target: &Target<'_>, position: u64, len: u64) {
     let mut at = position;
     let end = position.saturating_add(len);
     while at < end {
         let offset = at % PAGE;
         let n = (PAGE - offset).min(end - at);
-        if let Some(page) = call.vop.pages.get((at / PAGE).saturating_sub(call.first) as usize)
+        if let Some(page) = target.pages.get((at / PAGE).saturating_sub(target.first) as usize)
             && !page.is_valid(offset as u32, n as u32)
         {
             page.zero(offset as u32, n as u32);
@@ -116,17 +173,17 @@ fn zero(call: &Call<'_>, position: u64, len: u64) {
 /// Whether the original async VOP may serve the call too: it reads one run
 /// only, does not call iodone for a hole, and forgets a last page that is
 /// valid in part.
-fn single_run(call: &Call<'_>) -> bool {
-    if call.wanted < call.vop.pages.len() {
+fn single_run(target: &Target<'_>) -> bool {
+    if target.last_partly_valid() {
         return false;
     }
-    let position = call.first * PAGE;
-    let Ok(map) = call.vop.vnode.bmap(position / call.geometry.block) else {
+    let (file, geometry) = (target.place.file, target.place.geometry);
+    let position = target.first * PAGE;
+    let Ok(map) = target.place.vnode.bmap(position / geometry.block.max(1)) else {
         return false;
     };
-    let extent = Extent { blkno: map.blkno, before: map.before, after: map.after };
-    let end = position + call.wanted as u64 * PAGE;
-    match plan::step(call.file, call.geometry, position, end, extent, true, Wishes::default()) {
+    let end = position + target.wanted as u64 * PAGE;
+    match plan::step(file, geometry, position, end, extent(map), true, Wishes::default()) {
         Step::Read(run) => run.start + run.len >= end,
         Step::Zero(_) => false,
     }

@@ -4,7 +4,13 @@
 use super::plan::{self, File, PAGE};
 use crate::{
     kpi::{
-        buf, errno::Errno, sys, vm_object::Object, vm_pager::PagerError, vnode::Device,
+        buf::{self, Pbuf},
+        errno::Errno,
+        sys,
+        vm_object::Object,
+        vm_page::BusiedPage,
+        vm_pager::PagerError,
+        vnode::{Device, Identity, Vnode},
         vnode_if::Getpages,
     },
     stats,
@@ -21,22 +27,122 @@ pub enum Answer<'a> {
     Emulate(Getpages<'a>),
 }
 
-/// What all steps of one call share.
+/// A call of the VOP that is ours to serve.
 pub struct Call<'a> {
     /// The call itself.
     pub vop: Getpages<'a>,
-    /// The file's VM object.
+    /// What it is about.
+    pub target: Target<'a>,
+}
+
+/// A file, as the steps of a request or of a window of read-ahead see it.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The file.
+    pub vnode: Vnode<'a>,
+    /// Its VM object.
     pub object: Object<'a>,
     /// The device below.
     pub device: Device<'a>,
-    /// The file's size, as the locked vnode has it.
+    /// The file's size.
     pub file: File,
     /// The filesystem's numbers.
     pub geometry: plan::Device,
-    /// The request's first page.
+}
+
+/// What all steps of one request share.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// The file.
+    pub place: Place<'a>,
+    /// The pages asked for.
+    pub pages: &'a [BusiedPage],
+    /// The first one's index.
     pub first: u64,
     /// Pages to read: all, or all but a last one that is valid in part.
     pub wanted: usize,
+}
+
+/// What an async request lacked: what read-ahead learns from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// The file.
+    pub identity: Identity,
+    /// The device below, see [`Device::id`].
+    pub device: usize,
+    /// Index of the first page asked for.
+    pub first: u64,
+    /// Pages asked for.
+    pub count: u32,
+    /// Pages that the caller said it will want next.
+    pub wish: u32,
+    /// Pages that are read ahead with the request.
+    pub ahead: u32,
+    /// Pages of the file.
+    pub file: u64,
+    /// The block map of these pages was not in memory.
+    pub unmapped: bool,
+}
+
+impl Miss {
+    /// The miss that a request is; nothing is read ahead yet.
+    pub fn new(target: &Target<'_>, wish: u32) -> Self {
+        let Place { vnode, object, device, file, .. } = target.place;
+        Self {
+            identity: Identity::new(vnode, object),
+            device: device.id(),
+            first: target.first,
+            count: target.pages.len() as u32,
+            wish,
+            ahead: 0,
+            file: file.pages,
+            unmapped: false,
+        }
+    }
+}
+
+impl<'a> Place<'a> {
+    /// The place of a vnode that is locked, or whose object has pages of a
+    /// request in flight. Does not sleep.
+    pub fn new(vnode: Vnode<'a>, object: Object<'a>, device: Device<'a>) -> Self {
+        let geometry = plan::Device {
+            block: u64::from(vnode.block_size()),
+            sector: u64::from(device.sector()),
+            max_pages: buf::max_pages(),
+        };
+        let file = File { pages: object.size(), bytes: object.vnp_size() };
+        Self { vnode, object, device, file, geometry }
+    }
+
+    /// The logical block that holds a page's first byte.
+    pub fn lbn(&self, pindex: u64) -> u64 {
+        pindex.saturating_mul(PAGE) / self.geometry.block.max(1)
+    }
+
+    /// Whether the data path can serve such a filesystem and device.
+    pub fn is_served(&self) -> bool {
+        let geometry = &self.geometry;
+        geometry.block.is_power_of_two()
+            && geometry.block >= plan::DEV_BSIZE
+            && geometry.sector.is_power_of_two()
+            && geometry.sector <= PAGE
+    }
+}
+
+impl<'a> Target<'a> {
+    /// The request that a lead carries, for whom `part` has read.
+    pub fn of_lead(lead: &'a Pbuf, part: &'a Pbuf) -> Option<Self> {
+        let vnode = lead.vnode()?;
+        let place = Place::new(vnode, vnode.object()?, part.device()?);
+        let pages = lead.requested();
+        let wanted = pages.len().saturating_sub(usize::from(lead.last_partly_valid()));
+        Some(Self { place, pages, first: pages.first()?.pindex(), wanted })
+    }
+
+    /// Whether the last page is valid in part and not to be read.
+    pub fn last_partly_valid(&self) -> bool {
+        self.wanted < self.pages.len()
+    }
 }
 
 /// Whether the call can be served, and by whom. The vnode is locked and the
@@ -52,19 +158,12 @@ pub fn prepare(vop: Getpages<'_>) -> Result<Call<'_>, Answer<'_>> {
         Err(Errno::EOPNOTSUPP) => return Err(Answer::Emulate(vop)),
         Err(error) => return Err(failed(vop, PagerError::Error, error)),
     };
-    let geometry = plan::Device {
-        block: u64::from(vop.vnode.block_size()),
-        sector: u64::from(device.sector()),
-        max_pages: buf::max_pages(),
-    };
+    let place = Place::new(vop.vnode, object, device);
     let (Some(first), Some(last)) = (vop.pages.first(), vop.pages.last()) else {
         return Err(failed(vop, PagerError::Fail, Errno::EINVAL));
     };
-    if !geometry.block.is_power_of_two()
-        || geometry.block < plan::DEV_BSIZE
-        || !geometry.sector.is_power_of_two()
-        || geometry.sector > PAGE
-        || vop.pages.len() > geometry.max_pages as usize
+    if !place.is_served()
+        || vop.pages.len() > place.geometry.max_pages as usize
         || first.is_bogus()
         || last.is_bogus()
     {
@@ -73,16 +172,14 @@ pub fn prepare(vop: Getpages<'_>) -> Result<Call<'_>, Answer<'_>> {
     // A last page that is valid in part ends the file: its valid part may be
     // newer than the disk, so it is not read. With small blocks each block
     // is looked at on its own.
-    let partly = !geometry.small_blocks() && !last.none_valid();
-    Ok(Call {
-        object,
-        device,
-        file: File { pages: object.size(), bytes: object.vnp_size() },
-        geometry,
+    let partly = !place.geometry.small_blocks() && !last.none_valid();
+    let target = Target {
+        place,
+        pages: vop.pages,
         first: first.pindex(),
         wanted: vop.pages.len() - usize::from(partly),
-        vop,
-    })
+    };
+    Ok(Call { vop, target })
 }
 
 /// No I/O was started; the pages stay busied and untouched.

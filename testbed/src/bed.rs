@@ -12,6 +12,7 @@ use anyhow::{Result, bail};
 use crate::{
     bufcache::Versions,
     disk::{self, Disk},
+    indirect::Indirect,
     kernel::{self, Module, Options},
     schedule,
     ufs::Inode,
@@ -28,6 +29,8 @@ pub struct Bed {
     pub versions: Versions,
     thread: Option<JoinHandle<()>>,
     files: Mutex<Vec<Arc<File>>>,
+    /// Below this byte of the disk the next indirect block is put.
+    top: Mutex<usize>,
 }
 
 impl Bed {
@@ -42,8 +45,10 @@ impl Bed {
     ) -> Result<Self> {
         schedule::begin(!threaded, seed);
         let module = ko.map(|ko| Module::load(ko, options)).transpose()?;
+        let top = Mutex::new(image.len());
         let (disk, thread) = Disk::new(image, sector, seed, threaded);
-        Ok(Self { module, disk, versions: Versions::default(), thread, files: Mutex::default() })
+        let (versions, files) = (Versions::default(), Mutex::default());
+        Ok(Self { module, disk, versions, thread, files, top })
     }
 
     /// Open a file of the disk.
@@ -73,8 +78,9 @@ impl Bed {
         size: u64,
         unmapped: bool,
     ) -> Arc<File> {
-        let map = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
-        let inode = Inode { path: path.into(), number: 4, size, map };
+        let map: Vec<_> = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
+        let indirect = Indirect::plant(&self.disk, &mut self.top.lock().unwrap(), &map, block);
+        let inode = Inode { path: path.into(), number: 4, size, map, indirect };
         self.open(inode, Mount { block, unmapped, bmap: Bmap::Good }, true)
     }
 

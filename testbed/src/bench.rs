@@ -11,6 +11,9 @@ use crate::{bed::Bed, cpu, disk::Manners, kernel::Options, sendfile::Sending, sy
 /// Bytes of memory that files can be cached in.
 pub const MEMORY: u64 = 256 << 20;
 
+/// Bytes of a disk that are for indirect blocks.
+const MAPS: usize = 8 << 20;
+
 /// A loaded module over a disk.
 pub struct Bench {
     bed: Bed,
@@ -32,7 +35,23 @@ pub fn attach() {
 impl Bench {
     /// Load the module over a disk that holds `image`, in blocks of `block` bytes.
     pub fn new(ko: &Path, image: Vec<u8>, block: u64, seed: u64) -> Result<Self> {
-        let bed = Bed::new(Some(ko), &Options::default(), image, 512, seed, true)?;
+        Self::with(ko, image, block, seed, &[])
+    }
+
+    /// The same with loader tunables.
+    pub fn with(
+        ko: &Path,
+        mut image: Vec<u8>,
+        block: u64,
+        seed: u64,
+        tunables: &[(&str, &str)],
+    ) -> Result<Self> {
+        // Room for indirect blocks, behind what the caller has laid out.
+        image.resize(image.len() + MAPS, 0);
+        let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+        let tunables = tunables.iter().map(owned).collect();
+        let options = Options { tunables, ..Options::default() };
+        let bed = Bed::new(Some(ko), &options, image, 512, seed, true)?;
         Ok(Self { bed, block })
     }
 
@@ -73,6 +92,7 @@ impl File {
 
     /// Free the cached pages that nobody uses.
     pub fn forget(&self) {
+        self.0.maps.forget();
         vm::reclaim(self.0.object, 1, &mut fastrand::Rng::with_seed(0));
     }
 }

@@ -14,6 +14,7 @@ use asyncpager::kpi::sys;
 use crate::{
     callout, cpu,
     disk::{self, Disk},
+    indirect::Indirect,
     locks, low, malloc, pager,
     rules::{self, Context},
     schedule, sendfile, stock, taskqueue,
@@ -515,7 +516,13 @@ fn pager_page_of_another() {
 fn file(block: u64) -> Arc<File> {
     let (disk, _) = Disk::new(vec![7; 1 << 20], 512, 1, false);
     let map = vec![Some(8), None, Some(16)];
-    let inode = Inode { path: "breach".into(), number: 4, size: 2 * block + 100, map };
+    let inode = Inode {
+        path: "breach".into(),
+        number: 4,
+        size: 2 * block + 100,
+        map,
+        indirect: Indirect::default(),
+    };
     File::open(inode, Mount { block, unmapped: true, bmap: Bmap::Good }, &disk, true)
 }
 
@@ -567,8 +574,13 @@ fn stock_forgets_small() {
 fn stock_drops_the_last_page() {
     stock::FAITHFUL.store(true, Ordering::Relaxed);
     let (disk, _) = Disk::new(vec![7; 1 << 20], 512, 1, false);
-    let inode =
-        Inode { path: "breach".into(), number: 4, size: 4196, map: vec![Some(8), Some(16)] };
+    let inode = Inode {
+        path: "breach".into(),
+        number: 4,
+        size: 4196,
+        map: vec![Some(8), Some(16)],
+        indirect: Indirect::default(),
+    };
     let mount = Mount { block: 4096, unmapped: true, bmap: Bmap::Good };
     let file = File::open(inode, mount, &disk, true);
     let pages = [0, 1].map(|i| vm::grab(file.object, i));

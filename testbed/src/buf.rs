@@ -29,6 +29,9 @@ pub static CREDS: AtomicI64 = AtomicI64::new(0);
 /// Allocations without waiting that still succeed; for tests.
 pub static STOCK: AtomicUsize = AtomicUsize::new(usize::MAX);
 
+/// After so many failures somebody gives a buf back: no shortage is for ever.
+const PATIENCE: u64 = 16;
+
 /// How often an allocation without waiting has failed.
 pub static ALLOCS_FAILED: AtomicU64 = AtomicU64::new(0);
 
@@ -102,7 +105,10 @@ pub extern "C" fn uma_zalloc_arg(zone: *mut c_void, _: *mut c_void, flags: c_int
             n => n.checked_sub(1),
         });
         if left.is_err() || zones.out.len() >= zones.max {
-            ALLOCS_FAILED.fetch_add(1, Ordering::Relaxed);
+            let failed = ALLOCS_FAILED.fetch_add(1, Ordering::Relaxed);
+            if left.is_err() && failed % PATIENCE == PATIENCE - 1 {
+                STOCK.fetch_add(1, Ordering::Relaxed);
+            }
             return ptr::null_mut();
         }
     }
@@ -134,7 +140,8 @@ pub extern "C" fn uma_zalloc_arg(zone: *mut c_void, _: *mut c_void, flags: c_int
         buf.b_ioflags = 0;
         buf.b_iodone = None;
         buf.b_error = 0;
-        buf.b_lock.lk_lock = 0;
+        // Locked by who allocates it.
+        buf.b_lock.lk_lock = crate::cpu::curthread() as usize;
         // What the constructor leaves alone is whatever it was.
         buf.b_npages = 0x5a5a;
         buf.b_resid = 0x5a5a;
@@ -190,6 +197,19 @@ pub extern "C" fn pbrelbo(bp: *mut sys::buf) {
     rule("pbrelbo", !buf.b_bufobj.is_null(), "there is no bufobj");
     buf.b_bufobj = ptr::null_mut();
     buf.b_flags &= !(sys::B_PAGING as u32);
+}
+
+/// The calling thread is on its way back to its program: it must not keep a
+/// buf's lock (userret(), WITNESS).
+pub fn none_locked(call: &str) {
+    let me = crate::cpu::curthread() as usize;
+    let zones = ZONES.lock().unwrap();
+    // SAFETY: bufs are never unmapped; another thread's lock word is its own
+    // address, whatever else it writes meanwhile.
+    let mine = zones.out.iter().find(|bp| unsafe {
+        (&raw const (*(**bp as *const sys::buf)).b_lock.lk_lock).read_volatile() == me
+    });
+    rule(call, mine.is_none(), format_args!("returning with buf {mine:?} locked"));
 }
 
 /// Whether the buf's lock belongs to the kernel and not to a thread.

@@ -45,6 +45,18 @@ pub fn attach() {
     MINE.with(|mine| mine.0.set(pcpu));
 }
 
+/// Note that the calling thread is in a system call with this number, for as
+/// long as `f` runs.
+pub fn in_syscall<T>(code: u32, f: impl FnOnce() -> T) -> T {
+    let thread = curthread();
+    // SAFETY: the calling thread's own structure.
+    let before = unsafe { std::mem::replace(&mut (*thread).td_sa.code, code) };
+    let result = f();
+    // SAFETY: as above.
+    unsafe { (*thread).td_sa.code = before };
+    result
+}
+
 /// curthread.
 pub fn curthread() -> *mut sys::thread {
     let pcpu = MINE.with(|mine| mine.0.get()) as *const sys::pcpu;
@@ -107,6 +119,11 @@ pub fn counter_fetch(counter: *mut u64) -> u64 {
         // SAFETY: `counter` is an offset within every pcpu.
         sum.wrapping_add(unsafe { ((pcpu + counter as usize) as *const u64).read_volatile() })
     })
+}
+
+/// `counter_u64_fetch`.
+pub extern "C" fn counter_u64_fetch(counter: *mut u64) -> u64 {
+    counter_fetch(counter)
 }
 
 /// Counters that are allocated now.

@@ -208,6 +208,16 @@ impl Disk {
         unsafe { (*self.bufobj).bo_bsize as u64 }
     }
 
+    /// Write before anybody has read there: a filesystem is being made.
+    pub fn plant(&self, at: usize, bytes: &[u8]) {
+        let to = &self.image[at..at + bytes.len()];
+        // SAFETY: within the image, which is never moved; no transfer is
+        // under way where nothing has been made yet.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr().cast_mut(), bytes.len())
+        };
+    }
+
     /// What the disk holds now.
     fn contents(&self, range: Range<u64>) -> Vec<u8> {
         let mut bytes = self.image[range.start as usize..range.end as usize].to_vec();
@@ -430,6 +440,10 @@ unsafe extern "C" fn strategy(bo: *mut sys::bufobj, bp: *mut sys::buf) {
         // SAFETY: within b_npages.
         let page = Page(unsafe { *array.add(i) });
         if page == Page::bogus() {
+            continue;
+        }
+        if page.fields().object.is_null() && page.fields().ref_count > 0 {
+            // A page of the caller's own, which nobody else can find.
             continue;
         }
         rule(call, page.is_busy(), format_args!("page {i} is not busied"));

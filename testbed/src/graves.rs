@@ -86,6 +86,15 @@ pub fn bury<T>(thing: *mut T) {
     protect(range, libc::PROT_NONE);
 }
 
+/// The thing at this address is dead, and its memory stays what it is.
+pub fn retire<T>(thing: *mut T) {
+    let mut graves = GRAVES.lock().unwrap();
+    let found = graves.things.iter_mut().rfind(|(range, ..)| range.start == thing as usize);
+    if found.is_none_or(|(_, _, dead)| std::mem::replace(dead, true)) {
+        violation("free", format_args!("{thing:?} is freed twice"));
+    }
+}
+
 /// Things that are alive.
 pub fn alive() -> Vec<String> {
     let graves = GRAVES.lock().unwrap();

@@ -223,6 +223,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "__mtx_unlock_flags" => locks::mtx_unlock,
         "__mtx_unlock_spin_flags" => cpu::thread_unlock,
         "__rw_rlock" => locks::rw_rlock,
+        "__rw_try_rlock" => locks::rw_try_rlock,
         "_callout_init_lock" => callout::callout_init_lock,
         "_callout_stop_safe" => callout::callout_stop,
         "_lockmgr_disown" => buf::lockmgr_disown,
@@ -239,13 +240,16 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "callout_init" => callout::callout_init,
         "callout_reset_sbt_on" => callout::callout_reset,
         "counter_u64_alloc" => cpu::counter_u64_alloc,
+        "counter_u64_fetch" => cpu::counter_u64_fetch,
         "counter_u64_free" => cpu::counter_u64_free,
         "crhold" => buf::crhold,
         "critical_enter_KBI" => cpu::critical_enter,
         "critical_exit_KBI" => cpu::critical_exit,
         "eventratecheck" => eventratecheck,
         "free" => malloc::free,
+        "gbincore_unlocked" => vfs::gbincore_unlocked,
         "getbinuptime" => clock::getbinuptime,
+        "inmem" => vfs::inmem,
         "kern_yield" => kern_yield,
         "kernel_sysctlbyname" => sysctl::kernel_sysctlbyname,
         "malloc" => malloc::malloc,
@@ -272,6 +276,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "sysctl_ctx_free" => sysctl::sysctl_ctx_free,
         "sysctl_ctx_init" => sysctl::sysctl_ctx_init,
         "sysctl_handle_bool" => sysctl::sysctl_handle_bool,
+        "sysctl_handle_int" => sysctl::sysctl_handle_int,
         "sysctl_handle_counter_u64" => sysctl::sysctl_handle_counter_u64,
         "taskqueue_cancel" => taskqueue::taskqueue_cancel,
         "taskqueue_create" => taskqueue::taskqueue_create,
@@ -290,16 +295,20 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "vget" => vnode::vget,
         "vhold" => vnode::vhold,
         "vholdnz" => vnode::vholdnz,
+        "vm_free_count" => vm::vm_free_count,
         "vm_object_reference" => vm::vm_object_reference,
         "vm_object_deallocate" => vm::vm_object_deallocate,
         "vm_object_pip_add" => vm::vm_object_pip_add,
         "vm_object_pip_wakeup" => vm::vm_object_pip_wakeup,
         "vm_object_pip_wakeupn" => vm::vm_object_pip_wakeupn,
         "vm_page_alloc" => vm::vm_page_alloc,
+        "vm_page_alloc_noobj" => vm::vm_page_alloc_noobj,
+        "vm_page_free" => vm::vm_page_free,
         "vm_page_free_invalid" => vm::vm_page_free_invalid,
         "vm_page_lookup" => vm::vm_page_lookup,
         "vm_page_readahead_finish" => vm::vm_page_readahead_finish,
         "vm_page_set_valid_range" => vm::vm_page_set_valid_range,
+        "vm_page_unwire_noq" => vm::vm_page_unwire_noq,
         "vm_page_valid" => vm::vm_page_valid,
         "vm_page_zero_invalid" => vm::vm_page_zero_invalid,
         "vput" => vnode::vput,
@@ -338,6 +347,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         ("vop_getpages_desc", offset_of!(sys::vop_vector, vop_getpages)),
         ("vop_getpages_async_desc", offset_of!(sys::vop_vector, vop_getpages_async)),
         ("vop_bmap_desc", offset_of!(sys::vop_vector, vop_bmap)),
+        ("vop_unlock_desc", offset_of!(sys::vop_vector, vop_unlock)),
     ] {
         let desc: *mut sys::vnodeop_desc = low::zeroed();
         // SAFETY: fresh memory.
@@ -372,6 +382,8 @@ fn vm_cnt() -> *mut sys::vmmeter {
     unsafe {
         (*vmmeter).v_vnodein = cpu::spare_counter();
         (*vmmeter).v_vnodepgsin = cpu::spare_counter();
+        (*vmmeter).v_free_target = vm::FREE_TARGET;
+        (*vmmeter).v_free_min = vm::FREE_TARGET / 4;
     }
     vmmeter
 }

@@ -136,6 +136,16 @@ pub extern "C" fn rw_rlock(cookie: *mut usize, file: *const c_char, line: c_int)
     take(rwlock(cookie), false, Place::new("rw_rlock", file, line), "rw_rlock");
 }
 
+/// `__rw_try_rlock`.
+pub extern "C" fn rw_try_rlock(cookie: *mut usize, file: *const c_char, line: c_int) -> c_int {
+    let lock = rwlock(cookie);
+    let got = try_take(&mut LOCKS.lock().unwrap(), lock.address, false);
+    if got {
+        witness::acquired(lock, false, Place::new("rw_try_rlock", file, line));
+    }
+    c_int::from(got)
+}
+
 /// `_rw_runlock_cookie`.
 pub extern "C" fn rw_runlock(cookie: *mut usize, _: *const c_char, _: c_int) {
     release("rw_runlock", cookie as usize, false);

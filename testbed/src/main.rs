@@ -132,11 +132,11 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Check { list: true, .. } => {
-            scenario::ALL.iter().for_each(|(name, _)| println!("{name}"));
+            scenario::all().for_each(|(name, _)| println!("{name}"));
             Ok(())
         }
         Command::Check { common, names, .. } => {
-            let all = scenario::ALL.iter().map(|(name, _)| name.to_string());
+            let all = scenario::all().map(|(name, _)| name.to_string());
             let names = if names.is_empty() { all.collect() } else { names };
             let mut failed = Vec::new();
             for name in &names {

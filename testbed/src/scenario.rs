@@ -17,9 +17,11 @@ use crate::{
     bed::Bed,
     buf, cpu,
     disk::Manners,
+    indirect::Indirect,
     kernel::{Module, Options},
     locks::VnodeLocked,
     pager::{Block, swap_free, swap_out},
+    scenario_ahead,
     sendfile::{self, Outcome, Sending, getpages, getpages_async},
     sysctl,
     ufs::Inode,
@@ -31,10 +33,15 @@ use crate::{
 const DISK: usize = 16 << 20;
 const P: u64 = PAGE as u64;
 
-type Run = fn(&mut Bed, &Path) -> Result<()>;
+/// A scenario.
+pub type Run = fn(&mut Bed, &Path) -> Result<()>;
 
 /// All scenarios, by name.
-pub const ALL: &[(&str, Run)] = &[
+pub fn all() -> impl Iterator<Item = &'static (&'static str, Run)> {
+    ALL.iter().chain(scenario_ahead::ALL)
+}
+
+const ALL: &[(&str, Run)] = &[
     ("bogus-inside", bogus_inside),
     ("last-partly-valid", last_partly_valid),
     ("holes", holes),
@@ -69,8 +76,7 @@ pub const ALL: &[(&str, Run)] = &[
 
 /// Run one scenario in a freshly loaded module.
 pub fn run(name: &str, ko: &Path, seed: u64) -> Result<()> {
-    let (_, run) = ALL
-        .iter()
+    let (_, run) = all()
         .find(|(known, _)| *known == name)
         .ok_or_else(|| anyhow!("no scenario {name}: `check --list` names them"))?;
     let mut rng = fastrand::Rng::with_seed(seed);
@@ -82,7 +88,8 @@ pub fn run(name: &str, ko: &Path, seed: u64) -> Result<()> {
     bed.finish()
 }
 
-fn counter(name: &str) -> u64 {
+/// A counter of `vfs.asyncpager.stats`.
+pub fn counter(name: &str) -> u64 {
     sysctl::counters().get(&format!("vfs.asyncpager.stats.{name}")).copied().unwrap_or(u64::MAX)
 }
 
@@ -343,7 +350,13 @@ fn short_transfer(bed: &mut Bed, _: &Path) -> Result<()> {
 
 fn odd_bmap(bed: &Bed, bmap: Bmap) -> Arc<File> {
     let map = (10..14).map(|b| Some(b * 64)).collect();
-    let inode = Inode { path: "odd".into(), number: 5, size: 4 * 32768, map };
+    let inode = Inode {
+        path: "odd".into(),
+        number: 5,
+        size: 4 * 32768,
+        map,
+        indirect: Indirect::default(),
+    };
     bed.open(inode, Mount { block: 32768, unmapped: true, bmap }, false)
 }
 

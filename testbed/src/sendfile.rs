@@ -14,12 +14,12 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
-    disk,
+    buf, cpu, disk,
     locks::VnodeLocked,
     pager,
     rules::{record, rule, violation},
     schedule,
-    vfs::File,
+    vfs::{self, File},
     vm::{self, PAGE, Page},
 };
 
@@ -285,6 +285,10 @@ impl Sending {
     /// vn_sendfile(): start what is missing, wait for nothing but busy pages.
     /// `None` when the file is gone.
     pub fn begin(file: &File, offset: u64, len: u64, readahead: c_int) -> Option<Self> {
+        cpu::in_syscall(sys::SYS_sendfile as u32, || Self::enter(file, offset, len, readahead))
+    }
+
+    fn enter(file: &File, offset: u64, len: u64, readahead: c_int) -> Option<Self> {
         // kern_sendfile.c holds the vnode lock until all I/O has begun.
         let entered = file.enter("kern_sendfile")?;
         let len = len.min(file.size().saturating_sub(offset));
@@ -303,6 +307,7 @@ impl Sending {
             i += sending.swapin(file, first, i, readahead);
         }
         sending.io.end(0);
+        buf::none_locked("userret");
         // From here on wired pages and I/O in flight are all that is left of
         // it: neither the vnode nor the object is held.
         drop(entered);
@@ -381,15 +386,25 @@ impl Sending {
 /// vm_pager_has_page(): whether the page is not in a hole, and how many pages follow it on the disk.
 fn haspage(file: &File, pindex: u64) -> (bool, usize) {
     let block = file.mount.block as usize;
-    let size = file.size().div_ceil(PAGE as u64);
-    let byte = pindex * PAGE as u64;
-    if block < PAGE {
-        let (place, after, _) = file.bmap(byte / block as u64);
-        let pages = after as usize / (PAGE / block);
-        return (place >= 0, pages.min((size - 1 - pindex) as usize));
+    let last = file.size().div_ceil(PAGE as u64) - 1;
+    let lbn = pindex * PAGE as u64 / block as u64;
+    let (mut place, mut after) = (-1, 0);
+    // SAFETY: a VOP's argument block, live for the call.
+    let error = unsafe {
+        let mut ap: sys::vop_bmap_args = std::mem::zeroed();
+        (ap.a_vp, ap.a_bn, ap.a_bnp, ap.a_runp) = (file.vnode, lbn as i64, &mut place, &mut after);
+        vfs::vop_bmap_apv(std::ptr::null_mut(), &mut ap)
+    };
+    let after = after.max(0) as usize;
+    if error != 0 {
+        // As vnode_pager_haspage() has it: yes, and whatever the VOP has set.
+        return (true, after);
     }
-    let (place, after, _) = file.bmap(byte / block as u64);
-    let inside = (byte % block as u64) as usize / PAGE;
-    let pages = after as usize * (block / PAGE) + block / PAGE - inside - 1;
-    (place >= 0, pages.min((size - 1 - pindex) as usize))
+    let pages = if block < PAGE {
+        after / (PAGE / block)
+    } else {
+        let inside = (pindex * PAGE as u64 % block as u64) as usize / PAGE;
+        after * (block / PAGE) + block / PAGE - inside - 1
+    };
+    (place >= 0, pages.min((last - pindex) as usize))
 }

@@ -56,18 +56,26 @@ pub fn counters() -> BTreeMap<String, u64> {
 
 /// Write a switch, as sysctl(8) does. The handler's errno, or ENOENT.
 pub fn write(path: &str, value: bool) -> c_int {
-    let oid = OIDS.lock().unwrap().iter().find(|oid| oid.path == path).map(|oid| oid.oid);
-    oid.map_or(libc::ENOENT, |oid| set(oid as *mut sys::sysctl_oid, value))
+    number(path, u32::from(value))
 }
 
-fn set(oid: *mut sys::sysctl_oid, value: bool) -> c_int {
-    let value = u8::from(value);
+/// Write a number, as sysctl(8) does. The handler's errno, or ENOENT.
+pub fn number(path: &str, value: u32) -> c_int {
+    let oids = OIDS.lock().unwrap();
+    let oid = oids.iter().find(|oid| oid.path == path).map(|oid| (oid.oid, oid.kind));
+    drop(oids);
+    oid.map_or(libc::ENOENT, |(oid, kind)| set(oid as *mut sys::sysctl_oid, kind, value))
+}
+
+fn set(oid: *mut sys::sysctl_oid, kind: u32, value: u32) -> c_int {
+    let width = if kind & sys::CTLTYPE as u32 == sys::CTLTYPE_U8 as u32 { 1 } else { 4 };
+    let value = value.to_le_bytes();
     // SAFETY: a request of our own; the oid is live, and its handler is the
     // module's or ours.
     unsafe {
         let mut request: sys::sysctl_req = std::mem::zeroed();
         request.newptr = (&raw const value).cast();
-        request.newlen = 1;
+        request.newlen = width;
         (*oid).oid_handler.map_or(libc::EINVAL, |handler| {
             handler(oid, (*oid).oid_arg1, (*oid).oid_arg2, &mut request)
         })
@@ -134,8 +142,13 @@ pub extern "C" fn sysctl_add_oid(
     OIDS.lock().unwrap().push(Oid { path: path.clone(), oid: oid as usize, kind: kind as u32 });
     let tunable = TUNABLES.lock().unwrap().as_ref().and_then(|all| all.get(&path).cloned());
     if let Some(value) = tunable.filter(|_| kind as u32 & sys::CTLFLAG_TUN as u32 != 0) {
-        match value.parse::<u8>() {
-            Ok(value) => drop(set(oid, value != 0)),
+        match value.parse::<u32>() {
+            Ok(value) => {
+                let errno = set(oid, kind as u32, value);
+                if errno != 0 {
+                    eprintln!("kernel: Setting sysctl {path} failed: {errno}");
+                }
+            }
             // As the kernel does: the tunable does not parse and is passed over.
             Err(_) => eprintln!("kernel: invalid value for tunable {path}: {value}"),
         }
@@ -164,6 +177,22 @@ pub unsafe extern "C" fn sysctl_handle_bool(
     unsafe {
         if let Some(new) = (*req).newptr.cast::<u8>().as_ref() {
             arg1.cast::<u8>().write(u8::from(*new != 0));
+        }
+    }
+    0
+}
+
+/// `sysctl_handle_int`.
+pub unsafe extern "C" fn sysctl_handle_int(
+    _: *mut sys::sysctl_oid,
+    arg1: *mut c_void,
+    _: sys::intmax_t,
+    req: *mut sys::sysctl_req,
+) -> c_int {
+    // SAFETY: a handler's arguments: a place for one int, and the request.
+    unsafe {
+        if !(*req).newptr.is_null() {
+            arg1.cast::<u32>().write((*req).newptr.cast::<u32>().read_unaligned());
         }
     }
     0

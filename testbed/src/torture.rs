@@ -34,6 +34,8 @@ use crate::{
 };
 
 const DISK: usize = 8 << 20;
+/// Bytes behind them for indirect blocks, which nobody overwrites.
+const MAPS: usize = 2 << 20;
 const SENDERS: u64 = 3;
 /// The path of the one file that is truncated and extended.
 const CUT: &str = "cut";
@@ -60,9 +62,23 @@ struct Tally {
 }
 
 /// A file's name, so to speak: what is open there now.
-struct Slot(Mutex<Arc<File>>);
+struct Slot(Mutex<Arc<File>>, AtomicU64);
 
 impl Slot {
+    fn new(file: Arc<File>) -> Self {
+        Self(Mutex::new(file), AtomicU64::new(0))
+    }
+
+    /// Where whoever goes through the file goes on, with `len` bytes.
+    fn next(&self, size: u64, len: u64) -> u64 {
+        let at = self.1.fetch_add(len, Ordering::Relaxed);
+        if at < size {
+            return at;
+        }
+        self.1.store(len, Ordering::Relaxed);
+        0
+    }
+
     fn open(&self) -> Arc<File> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
@@ -191,18 +207,18 @@ fn one(
     bar: &ProgressBar,
 ) -> Result<u64> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let all = DISK + WRITTEN_SIZE as usize;
+    let all = DISK + WRITTEN_SIZE as usize + MAPS;
     let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(all).collect();
     let sector = if rng.u8(..4) == 0 { 4096 } else { 512 };
-    let options = Options::default();
+    let options = options();
     let mut bed = Bed::new(Some(&common.ko), &options, image, sector, seed, !plan.deterministic)?;
     let mut files: Vec<_> = ["", "", "", "", "", CUT]
-        .map(|path| Slot(Mutex::new(file(&bed, path, sector as u64, &mut rng))))
+        .map(|path| Slot::new(file(&bed, path, sector as u64, &mut rng)))
         .into_iter()
         .collect();
     let written = written(&bed, &mut rng);
     bed.versions = Versions::new(written.inode.size);
-    files.push(Slot(Mutex::new(written)));
+    files.push(Slot::new(written));
     let before = sendfile::CALLS.load(Ordering::Relaxed);
     let over = || {
         bar.set_position(sendfile::CALLS.load(Ordering::Relaxed));
@@ -290,6 +306,20 @@ fn single(
     under_way.into_iter().try_for_each(|op| op.end(bed, tally))
 }
 
+/// Every latency is worth hiding, in small windows and as fast as it goes.
+fn options() -> Options {
+    let tunables = [
+        ("vfs.asyncpager.readahead.latency_min", "0"),
+        ("vfs.asyncpager.readahead.initial", "131072"),
+        ("vfs.asyncpager.readahead.max", "524288"),
+        ("vfs.asyncpager.readahead.poll", "500"),
+        ("vfs.asyncpager.readahead.streams", "16"),
+    ]
+    .map(|(name, value)| (name.to_string(), value.to_string()))
+    .to_vec();
+    Options { tunables, ..Options::default() }
+}
+
 /// A file of random shape.
 fn file(bed: &Bed, path: &str, sector: u64, rng: &mut fastrand::Rng) -> Arc<File> {
     let block = [512, 1024, 4096, 8192, 32768, 65536][rng.usize(..6)].max(sector);
@@ -341,16 +371,19 @@ struct Begun(Op, Option<Sending>, Vec<u32>);
 
 impl Op {
     fn draw(files: &[Slot], rng: &mut fastrand::Rng) -> Self {
-        let file = files[rng.usize(..files.len())].open();
+        let slot = &files[rng.usize(..files.len())];
+        let file = slot.open();
         let order = [8, 14, 17][rng.usize(..3)];
+        let (len, stream) = (rng.u64(1..1 << order), rng.u8(..3) == 0);
+        let size = file.inode.size;
         Self {
-            offset: rng.u64(..file.inode.size),
+            offset: if stream { slot.next(size, len) } else { rng.u64(..size) },
             write: file.inode.path == WRITTEN && rng.u8(..3) == 0,
             file,
-            len: rng.u64(1..1 << order),
+            len,
             behind: rng.i32(0..9),
-            ahead: rng.i32(0..40),
-            nocache: rng.u8(..4) > 0,
+            ahead: rng.i32(0..if stream { 100 } else { 40 }),
+            nocache: rng.u8(..4) > 0 && !stream,
             fault: rng.u8(..10) == 0,
             sync: rng.bool(),
         }
@@ -476,7 +509,7 @@ fn disturb(
         vm::NO_MEMORY.store(false, Ordering::Relaxed);
         buf::STOCK.store(usize::MAX, Ordering::Relaxed);
     }
-    match rng.u8(..17) {
+    match rng.u8(..19) {
         0..=3 => {
             let at = rng.u64(..DISK as u64);
             bed.disk.behave(Manners {
@@ -503,7 +536,12 @@ fn disturb(
             }
         }
         9 => {
-            let name = ["vfs.asyncpager.enabled", "vfs.asyncpager.sync"][rng.usize(..2)];
+            let name = [
+                "vfs.asyncpager.enabled",
+                "vfs.asyncpager.sync",
+                "vfs.asyncpager.map",
+                "vfs.asyncpager.readahead.enabled",
+            ][rng.usize(..4)];
             let errno = sysctl::write(name, !one_in(rng, 8));
             ensure!(errno == 0, "sysctl {name}, errno {errno}");
             tally.switched.fetch_add(1, Ordering::Relaxed);
@@ -513,7 +551,7 @@ fn disturb(
             if let Some(module) = module.take() {
                 module.unload().map_err(|errno| anyhow!("kldunload, errno {errno}"))?;
             }
-            *module = Some(Module::load(&common.ko, &Options::default())?);
+            *module = Some(Module::load(&common.ko, &options())?);
             tally.reloads.fetch_add(1, Ordering::Relaxed);
         }
         11 => {
@@ -535,6 +573,8 @@ fn disturb(
             vm::busy_shared(files[rng.usize(..files.len())].open().object, rng);
             tally.shared.fetch_add(1, Ordering::Relaxed);
         }
+        // The buffer cache needs room for other blocks.
+        16..=17 => files[rng.usize(..files.len())].open().maps.forget(),
         15 => drop(bufcache::flush(&files[files.len() - 1].open(), 1 + rng.usize(..3), rng)),
         14 => {
             swap_request(rng)?;

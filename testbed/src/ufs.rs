@@ -4,6 +4,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::indirect::Indirect;
+
 /// Bytes from the image's start to the superblock, UFS1 first.
 const PLACES: [usize; 3] = [8192, 65536, 262144];
 const MAGIC1: u32 = 0x0001_1954;
@@ -25,6 +27,8 @@ pub struct Inode {
     pub size: u64,
     /// For each block its first byte on the device, in units of DEV_BSIZE; `None` for a hole.
     pub map: Vec<Option<i64>>,
+    /// What the map hangs on.
+    pub indirect: Indirect,
 }
 
 /// An image's superblock.
@@ -125,7 +129,7 @@ impl<'a> Ufs<'a> {
         let (size_at, blocks_at, width) = if self.ufs2 { (16, 112, 8) } else { (8, 40, 4) };
         let size = le64(self.image, at + size_at)?;
         ensure!(size < 1 << 40, "a size of {size} bytes is not believable");
-        let mut map = Vec::new();
+        let (mut map, mut indirect) = (Vec::new(), Indirect::new(self.fragment, self.ufs2));
         if matches!(mode & TYPE, DIRECTORY | REGULAR) {
             let blocks = size.div_ceil(self.block);
             for lbn in 0..blocks.min(DIRECT as u64) {
@@ -134,10 +138,10 @@ impl<'a> Ufs<'a> {
             for level in 1..=3u32 {
                 let pointer =
                     self.pointer(at + blocks_at + (DIRECT + level as usize - 1) * width)?;
-                self.indirect(pointer, level, blocks, &mut map)?;
+                self.indirect(pointer, level, blocks, &mut map, &mut indirect)?;
             }
         }
-        Ok((mode, Inode { path: path.to_string(), number, size, map }))
+        Ok((mode, Inode { path: path.to_string(), number, size, map, indirect }))
     }
 
     fn indirect(
@@ -146,12 +150,16 @@ impl<'a> Ufs<'a> {
         level: u32,
         blocks: u64,
         map: &mut Vec<Option<i64>>,
+        known: &mut Indirect,
     ) -> Result<()> {
         let below = self.per_indirect.pow(level - 1);
         if pointer == 0 {
             let holes = (below * self.per_indirect).min(blocks.saturating_sub(map.len() as u64));
             map.extend((0..holes).map(|_| None));
             return Ok(());
+        }
+        if let Some(place) = self.place(pointer)? {
+            known.add(level, place, map.len() as u64, below * self.per_indirect);
         }
         let width = if self.ufs2 { 8 } else { 4 };
         for i in 0..self.per_indirect {
@@ -163,7 +171,7 @@ impl<'a> Ufs<'a> {
             if level == 1 {
                 map.push(self.place(entry)?);
             } else {
-                self.indirect(entry, level - 1, blocks, map)?;
+                self.indirect(entry, level - 1, blocks, map, known)?;
             }
         }
         Ok(())

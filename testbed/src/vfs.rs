@@ -9,6 +9,7 @@ use std::{
         Arc, LazyLock, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use asyncpager::kpi::sys;
@@ -17,11 +18,12 @@ use crate::{
     bufcache,
     disk::Disk,
     graves,
+    indirect::Cache,
     locks::{self, VnodeLocked},
     low,
     pager::Iodone,
     rules::{may_sleep, rule},
-    stock,
+    schedule, stock,
     ufs::Inode,
     vm::{self, Page},
     vnode,
@@ -59,6 +61,8 @@ pub struct File {
     pub object: *mut sys::vm_object,
     /// Where it is.
     pub mount: Mount,
+    /// Which of its indirect blocks are in the buffer cache.
+    pub maps: Cache,
     size: AtomicU64,
     disk: Arc<Disk>,
 }
@@ -82,6 +86,7 @@ pub fn vectors() -> [*mut sys::vop_vector; 2] {
             unsafe {
                 (*vector).vop_getpages = Some(original_getpages);
                 (*vector).vop_getpages_async = Some(original_getpages_async);
+                (*vector).vop_bmap = Some(original_bmap);
             }
             vector as usize
         })
@@ -98,6 +103,8 @@ pub fn restored() -> bool {
                 == Some(original_getpages as *const () as usize)
                 && (**vector).vop_getpages_async.map(|f| f as usize)
                     == Some(original_getpages_async as *const () as usize)
+                && (**vector).vop_bmap.map(|f| f as usize)
+                    == Some(original_bmap as *const () as usize)
         }
     })
 }
@@ -108,6 +115,7 @@ impl File {
         let vnode: *mut sys::vnode = graves::born("vnode");
         let mp: *mut sys::mount = graves::born("mount");
         let ip: *mut sys::inode = graves::born("inode");
+        let ump: *mut sys::ufsmount = graves::born("ufsmount");
         let object = vm::new_object(inode.size);
         // SAFETY: fresh memory of the right types.
         unsafe {
@@ -117,6 +125,12 @@ impl File {
                 *to = *from as c_char;
             }
             (*ip).i_number = inode.number;
+            (*ip).i_flag = if inode.indirect.wide { IN_UFS2 } else { 0 };
+            let fragment = inode.indirect.fragment.max(512);
+            (*ump).um_nindir = mount.block / if inode.indirect.wide { 8 } else { 4 };
+            (*ump).um_bptrtodb = u64::from((fragment / 512).trailing_zeros());
+            (*ump).um_seqinc = mount.block / fragment;
+            (*mp).mnt_data = ump.cast();
             (*vnode).v_type = sys::VREG;
             (*vnode).v_holdcnt = 1;
             (*vnode).v_usecount = 1;
@@ -125,9 +139,18 @@ impl File {
             (*vnode).v_data = ip.cast();
             (*vnode).v_bufobj.bo_object = object;
             (*object).handle = vnode.cast();
+            (*object).type_ = sys::OBJT_VNODE as u8;
         }
         let size = AtomicU64::new(inode.size);
-        let file = Arc::new(Self { inode, vnode, object, mount, size, disk: disk.clone() });
+        let file = Arc::new(Self {
+            inode,
+            vnode,
+            object,
+            mount,
+            maps: Cache::default(),
+            size,
+            disk: disk.clone(),
+        });
         FILES.lock().unwrap().insert(vnode as usize, file.clone());
         file
     }
@@ -149,7 +172,15 @@ impl File {
     /// Close a file that nobody uses: nothing may be left of anybody's use.
     pub fn close(&self) {
         let call = "vgone";
-        let (hold, used) = with_vnode(call, self.vnode, |v| (v.v_holdcnt, v.v_usecount));
+        let references = || with_vnode(call, self.vnode, |v| (v.v_holdcnt, v.v_usecount));
+        // Threads of the module hold a vnode for as long as they look at it.
+        let patience = Instant::now() + Duration::from_secs(10);
+        while references() != (1, 1) && Instant::now() < patience {
+            if !schedule::pump() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        let (hold, used) = references();
         rule(
             call,
             (hold, used) == (1, 1),
@@ -183,6 +214,8 @@ impl File {
         });
         graves::bury(inode.cast::<sys::inode>());
         drop(locked);
+        // SAFETY: alive until it is buried.
+        graves::bury(unsafe { (*mount).mnt_data }.cast::<sys::ufsmount>());
         graves::bury(mount);
         vnode::vrele(self.vnode);
     }
@@ -289,8 +322,22 @@ fn file(call: &str, vnode: *mut sys::vnode) -> Arc<File> {
     file.unwrap_or_else(|| crate::rules::violation(call, "not a live vnode"))
 }
 
-/// `VOP_BMAP_APV`.
+/// Of `i_flag`: the inode is UFS2's.
+const IN_UFS2: u32 = 0x0400;
+
+/// `VOP_BMAP_APV`: the vnode's own VOP.
 pub extern "C" fn vop_bmap_apv(_: *mut sys::vop_vector, ap: *mut sys::vop_bmap_args) -> c_int {
+    // SAFETY: the caller's argument block.
+    unsafe {
+        let vnode = (*ap).a_vp;
+        let _ = file("VOP_BMAP", vnode);
+        rule("VOP_BMAP", locks::vnode_locked(vnode).is_some(), "the vnode is not locked");
+        (*(*vnode).v_op).vop_bmap.map_or(sys::EOPNOTSUPP, |vop| vop(ap))
+    }
+}
+
+/// ufs_bmap().
+unsafe extern "C" fn original_bmap(ap: *mut sys::vop_bmap_args) -> c_int {
     // SAFETY: the caller's argument block, whose pointers are its own or NULL.
     unsafe {
         let file = file("VOP_BMAP", (*ap).a_vp);
@@ -302,11 +349,19 @@ pub extern "C" fn vop_bmap_apv(_: *mut sys::vop_vector, ap: *mut sys::vop_bmap_a
         }
         let Some(bn) = (*ap).a_bnp.as_mut() else { return 0 };
         may_sleep("VOP_BMAP");
-        rule("VOP_BMAP", locks::vnode_locked((*ap).a_vp).is_some(), "the vnode is not locked");
         if file.mount.bmap == Bmap::Fails {
             return sys::EIO;
         }
-        let (place, after, before) = file.bmap((*ap).a_bn as u64);
+        let indirect = &file.inode.indirect;
+        if (*ap).a_bn < 0 {
+            *bn = indirect.place((*ap).a_bn).unwrap_or(-1);
+            return 0;
+        }
+        let lbn = (*ap).a_bn as u64;
+        if let Err(errno) = file.maps.bring(&file.disk, indirect, lbn, file.mount.block) {
+            return errno;
+        }
+        let (place, after, before) = file.bmap(lbn);
         *bn = place;
         if let Some(run) = (*ap).a_runp.as_mut() {
             *run = after;
@@ -316,6 +371,26 @@ pub extern "C" fn vop_bmap_apv(_: *mut sys::vop_vector, ap: *mut sys::vop_bmap_a
         }
     }
     0
+}
+
+/// `gbincore_unlocked`: a buffer for each block of the file that is in memory.
+pub extern "C" fn gbincore_unlocked(bo: *mut sys::bufobj, lbn: i64) -> *mut sys::buf {
+    static VALID: LazyLock<usize> = LazyLock::new(|| {
+        let bp: *mut sys::buf = low::zeroed();
+        // SAFETY: fresh memory.
+        unsafe { (*bp).b_flags = sys::B_CACHE as u32 };
+        bp as usize
+    });
+    let vnode = bo as usize - std::mem::offset_of!(sys::vnode, v_bufobj);
+    let file = file("gbincore_unlocked", vnode as *mut sys::vnode);
+    let there = file.maps.has(&file.inode.indirect, lbn);
+    if there { *VALID as *mut sys::buf } else { std::ptr::null_mut() }
+}
+
+/// `inmem`: no pages without a buffer here.
+pub extern "C" fn inmem(vnode: *mut sys::vnode, _: i64) -> bool {
+    rule("inmem", locks::vnode_locked(vnode).is_some(), "the vnode is not locked");
+    false
 }
 
 /// Calls of the original async VOP are emulated over the sync one.

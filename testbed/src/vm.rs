@@ -34,6 +34,8 @@ const FREED: u32 = u32::MAX - 1;
 
 /// Allocations that do not wait fail while this is set.
 pub static NO_MEMORY: AtomicBool = AtomicBool::new(false);
+/// How often a consumer has had to wait for a page that was busied.
+pub static BUSY_WAITS: AtomicU64 = AtomicU64::new(0);
 /// How often it has failed.
 pub static ALLOCS_FAILED: AtomicU64 = AtomicU64::new(0);
 /// Pages mapped by pmap_qenter() now.
@@ -356,8 +358,13 @@ pub fn destroy(object: *mut sys::vm_object) {
         object.dead = object.paging == 0;
         object.dead.then_some(object.references == 0)
     });
-    // SAFETY: alive until it is terminated.
-    unsafe { (*object).handle = ptr::null_mut() };
+    locks::with_object(object, || {
+        // SAFETY: alive until it is terminated, and write-locked.
+        unsafe {
+            (*object).handle = ptr::null_mut();
+            (*object).type_ = sys::OBJT_DEAD as u8;
+        }
+    });
     if last {
         terminate(object);
     }
@@ -381,8 +388,9 @@ fn terminate(object: *mut sys::vm_object) {
     }
     vm.objects.remove(&(object as usize));
     drop(vm);
-    locks::forget(call, locks::object_cookie(object));
-    graves::bury(object);
+    // The memory of an object is never given back (UMA_ZONE_NOFREE): who
+    // knows its address may still lock it and see that it is dead.
+    graves::retire(object);
 }
 
 /// The page at `pindex`, busied and wired for a consumer: an existing one, when
@@ -392,6 +400,7 @@ pub fn grab(object: *mut sys::vm_object, pindex: u64) -> Page {
         if let Some(page) = locks::with_object(object, || try_grab(object, pindex)) {
             return page;
         }
+        BUSY_WAITS.fetch_add(1, Ordering::Relaxed);
         wait_for("vm_page_busy_sleep", |vm| {
             let busy = vm.page(object, pindex).is_some_and(Page::is_taken);
             (!busy).then_some(())
@@ -420,20 +429,27 @@ fn try_grab(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
 }
 
 impl Vm {
-    fn allocate(&mut self, object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
+    /// A free page, which is in use and nobody's from now on.
+    fn take_free(&mut self) -> Option<Page> {
         let index = self.free.pop()?;
         self.used += 1;
         // SAFETY: an index of the array.
         let page = Page(unsafe { MACHINE.pages.add(index) });
         let fields = page.fields();
-        fields.object = object;
-        fields.pindex = pindex;
-        fields.busy_lock = XBUSY;
         fields.valid = 0;
         fields.dirty = 0;
         fields.ref_count = 0;
         // SAFETY: the page's own memory.
         unsafe { page.data().write_bytes(GARBAGE, PAGE) };
+        Some(page)
+    }
+
+    fn allocate(&mut self, object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
+        let page = self.take_free()?;
+        let (fields, index) = (page.fields(), page.index());
+        fields.object = object;
+        fields.pindex = pindex;
+        fields.busy_lock = XBUSY;
         self.objects.get_mut(&(object as usize))?.pages.insert(pindex, index);
         Some(page)
     }
@@ -473,6 +489,8 @@ pub fn resident(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
 /// unwired by now.
 pub fn drop_pages(object: *mut sys::vm_object) {
     let call = "vm_object_page_remove";
+    // What is read ahead comes to its end by itself.
+    wait_for(call, |vm| (vm.object(call, object).paging == 0).then_some(()));
     let mut vm = VM.lock().unwrap();
     for page in vm.pages(object) {
         let fields = page.fields();
@@ -644,6 +662,47 @@ pub extern "C" fn vm_page_alloc(
     let page = VM.lock().unwrap().allocate(object, pindex);
     record(call, format_args!("page {pindex} of object {object:?}: {}", page.is_some()));
     page.map_or(ptr::null_mut(), |page| page.0)
+}
+
+/// Pages that the page daemon wants to be free.
+pub const FREE_TARGET: u32 = 4096;
+
+/// `vm_free_count`: next to nothing when memory is short.
+pub extern "C" fn vm_free_count() -> u32 {
+    let free = VM.lock().unwrap().free.len() as u32;
+    if NO_MEMORY.load(Ordering::Relaxed) { free.min(FREE_TARGET / 8) } else { free }
+}
+
+/// `vm_page_alloc_noobj`.
+pub extern "C" fn vm_page_alloc_noobj(request: c_int) -> *mut sys::vm_page {
+    let call = "vm_page_alloc_noobj";
+    rule(call, request & sys::VM_ALLOC_WAITOK == 0, "this may sleep");
+    if out_of_memory() {
+        return ptr::null_mut();
+    }
+    let mut vm = VM.lock().unwrap();
+    let Some(page) = vm.take_free() else { return ptr::null_mut() };
+    page.fields().busy_lock = UNBUSIED;
+    page.fields().ref_count = u32::from(request & sys::VM_ALLOC_WIRED != 0);
+    page.0
+}
+
+/// `vm_page_unwire_noq`.
+pub extern "C" fn vm_page_unwire_noq(m: *mut sys::vm_page) -> bool {
+    let fields = Page(m);
+    let fields = fields.fields();
+    rule("vm_page_unwire_noq", fields.ref_count > 0, "the page is not wired");
+    fields.ref_count -= 1;
+    fields.ref_count == 0
+}
+
+/// `vm_page_free` of a page that belongs to no object.
+pub extern "C" fn vm_page_free(m: *mut sys::vm_page) {
+    let (call, page) = ("vm_page_free", Page(m));
+    rule(call, page.fields().object.is_null(), "the page belongs to an object");
+    rule(call, page.fields().ref_count == 0, "the page is wired");
+    rule(call, page.fields().busy_lock == UNBUSIED, "the page is freed twice, or busy");
+    VM.lock().unwrap().release(page);
 }
 
 /// `vm_page_lookup`.

@@ -34,6 +34,7 @@ fn build(name: &str, file: &str, find: &str, replace: &str) -> PathBuf {
         "scripts",
         "testbed/Cargo.toml",
         "testbed/src",
+        "testbed/benches",
         "sendbench/Cargo.toml",
         "sendbench/src",
     ] {
@@ -199,7 +200,7 @@ mutations! {
     more_than_maxphys: "maxphys", "src/pager/plan.rs",
         "if extra <= spare" => "if extra <= 100_000";
     lock_held_across_strategy: "end-of-file", "src/pager/submit.rs",
-        "call.vop.reply.pass_on();" => "call.vop.reply.pass_on(); let object = call.object; let _locked = object.read();";
+        "call.vop.reply.pass_on();" => "call.vop.reply.pass_on(); let object = call.target.place.object; let _locked = object.read();";
     sleep_in_completion: "end-of-file", "src/pager/complete.rs",
         "let part = unsafe { Pbuf::from_iodone(bp) };" =>
         "let part = unsafe { Pbuf::from_iodone(bp) }; crate::kpi::systm::pause(1);";
@@ -219,26 +220,25 @@ mutations! {
         "pub static ENABLED: AtomicBool = AtomicBool::new(true);" =>
         "pub static ENABLED: AtomicBool = AtomicBool::new(false);";
     original_not_restored: "sync", "src/vop.rs",
-        "vector.restore(Slot::Async, async_entry()) && restored && all" => "restored && all";
+        "put_back(Slot::Async, async_entry())?;" => "";
     unload_with_a_buf_in_flight: "unload-under-load", "src/vop.rs",
-        "while stats::INSIDE.now() + stats::IN_FLIGHT.now() > 0" => "while stats::INSIDE.now() > 1000";
+        "wait_until(\"bufs\", || stats::IN_FLIGHT.now() as u64)?;" => "";
     refused_unload_leaves_it_off: "replaced-since", "src/vop.rs",
-        "            take_again();\n            return Err(Errno::EBUSY);\n        }\n        // Who" =>
-        "            return Err(Errno::EBUSY);\n        }\n        // Who";
+        "            take_again();\n            readahead::resume();" => "            readahead::resume();";
     counters_leaked: "sync", "src/tunables.rs",
         "    stats::release();" => "";
     sysctls_leaked: "sync", "src/tunables.rs",
         "    CONTEXT.end();" => "";
     zone_leaked: "sync", "src/lib.rs",
-        "        tunables::release();\n        vop::PBUFS.destroy();" => "        tunables::release();";
+        "        tunables::release();\n        pager::PBUFS.destroy();\n        LOADED" => "        tunables::release();\n        LOADED";
     object_used_after_the_reply: "forced-unmount", "src/pager/complete.rs",
         "lead.reply().send(outcome);" =>
         "lead.reply().send(outcome); core::hint::black_box(lead.vnode().and_then(|v| v.object()).map(|o| o.vnp_size()));";
     object_lock_recursed: "end-of-file", "src/pager/complete.rs",
         "let read = pages.len()" => "let _again = object.read(); let read = pages.len()";
     object_lock_kept_after_completion: "end-of-file", "src/pager/complete.rs",
-        "    let locked = object.read();\n    let read = pages.len()" =>
-        "    let locked = core::mem::ManuallyDrop::new(object.read());\n    let read = pages.len()";
+        "    let locked = object.read();\n    for (i, page)" =>
+        "    let locked = core::mem::ManuallyDrop::new(object.read());\n    for (i, page)";
     mount_used_after_the_reply: "forced-unmount", "src/pager/complete.rs",
         "lead.reply().send(outcome);" =>
         "lead.reply().send(outcome); core::hint::black_box(lead.vnode().is_some_and(|v| v.takes_unmapped()));";
@@ -251,4 +251,65 @@ mutations! {
         "	thread_unlock(curthread);\n	kern_yield" => "	kern_yield";
     unbinds_without_the_thread_lock: "sync", "sys-headers/shim.c",
         "	thread_lock(curthread);\n	sched_unbind" => "	sched_unbind";
+    lead_left_to_its_thread: "map", "src/kpi/buf.rs",
+        "lead.give_up();\n        let lead" => "let lead";
+    promise_to_anybody: "map-others", "src/pager/chain.rs",
+        "if !(first..first.saturating_add(per_block)).any(|pindex| locked.is_wanted(pindex))" => "if false";
+    promise_beyond_the_indirect_block: "map-levels", "src/pager/chain.rs",
+        "Some(end.saturating_sub(at.saturating_add(1)).min(most) as u32)" => "Some(most as u32)";
+    promise_not_kept: "map", "src/vop.rs",
+        "let promised = PROMISED.forget();" => "let promised = PROMISED.forget() && false;";
+    map_waited_for: "map", "src/vop.rs",
+        "&& proc::in_sendfile()" => "&& false";
+    wrong_pointer: "map", "src/pager/map.rs",
+        "let index = rest.checked_div(below)?;" => "let index = rest.checked_div(below)? / 2 * 2;";
+    pointer_to_another_level: "map-holes", "src/pager/chain.rs",
+        "table.pointer(stage.index)" => "table.pointer(stage.index ^ 1)";
+    hole_in_the_map_read: "map-holes", "src/pager/map.rs",
+        "Some((blkno > 0).then_some(blkno))" => "Some(Some(blkno.max(1)))";
+    map_error_believed: "map-error", "src/pager/chain.rs",
+        "match outcome.and_then(|()| next(&mut chain)) {" => "match next(&mut chain) {";
+    map_request_lost_without_bufs: "map-no-pbuf", "src/pager/chain.rs",
+        "chain.set_tag(plan.done as usize);\n            Ok(Next::Read)" => "Ok(Next::Done)";
+    pointers_leaked: "map", "src/kpi/buf.rs",
+        "sys::vm_page_free(page);" => "";
+    window_keeps_no_object: "stream-unmount", "src/kpi/buf.rs",
+        "unsafe { sys::vm_object_pip_add(object.as_ptr(), 1) };" => "";
+    window_keeps_its_object: "stream", "src/kpi/buf.rs",
+        "sys::vm_object_pip_wakeup(object);" => "let _ = object;";
+    window_from_where_pages_exist: "stream-over", "src/readahead/window.rs",
+        "blkno: run.blkno.saturating_add(skipped as i64)," => "blkno: run.blkno,";
+    window_stops_where_pages_exist: "stream-over", "src/readahead/window.rs",
+        "let start = run.start.saturating_add(u64::from(there) * PAGE);" => "let start = run.start;";
+    window_without_memory: "stream-memory", "src/readahead/window.rs",
+        "let floor = free.min / 2 + free.target / 2;" => "let floor = 0;";
+    window_for_random_access: "stream-random", "src/readahead/stream.rs",
+        "following: began," => "following: true,";
+    window_never: "stream", "src/readahead/stream.rs",
+        "following: began," => "following: false,";
+    consumer_not_seen: "stream-seen", "src/readahead/mod.rs",
+        "let moved = self.stream.seen(last + fine.count() as u64, now, limits());" =>
+        "let _ = fine; let moved = self.stream.seen(0, now, limits());";
+    no_gap_for_the_consumer: "stream-gap", "src/readahead/stream.rs",
+        "let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };" => "let gap = u64::from(late) * 0;";
+    waste_not_counted: "stream-lost", "src/readahead/mod.rs",
+        "Fit::Lost(pages) => stats::PAGES_WASTED" => "Fit::Lost(pages) => stats::RESETS";
+    fast_disks_followed: "stream-switches", "src/readahead/mod.rs",
+        "latency::is_worth_hiding(device, LATENCY_MIN.get())" => "latency::of(device) > 0";
+    any_number_will_do: "stream-switches", "src/kpi/sysctl.rs",
+        "if new < limit.min || new > limit.max {" => "if false {";
+    unload_leaves_the_timer: "stream-unmount", "src/readahead/mod.rs",
+        "    TIMER.drain();" => "";
+    unload_leaves_the_threads: "stream-unmount", "src/readahead/mod.rs",
+        "    QUEUE.stop();" => "";
+    streams_leaked: "sync", "src/readahead/mod.rs",
+        "    SETS.destroy(|set| set.slots.destroy());" => "";
+    bmap_not_restored: "sync", "src/vop.rs",
+        "put_back(Slot::Bmap, bmap_entry())?;" => "";
+    vnode_not_let_go: "stream", "src/kpi/vnode.rs",
+        "unsafe { sys::vdrop(self.0.as_ptr()) };" => "";
+    vnode_left_locked: "stream", "src/kpi/vnode.rs",
+        "unsafe { sys::shim_VOP_UNLOCK(self.0.as_ptr()) };" => "";
+    streams_left_locked: "stream", "src/kpi/mutex.rs",
+        "unsafe { sys::shim_mtx_unlock(self.0.raw()) };" => "";
 }

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! How long a device takes for a transfer, measured as bufs come back.
+
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use crate::kpi::buf::Pbuf;
+
+/// Devices that are told apart. More of them take turns.
+const DEVICES: usize = 64;
+
+/// What is known about a device; `id` is its
+/// [`Device::id`](crate::kpi::vnode::Device::id), or 0.
+struct Entry {
+    id: AtomicUsize,
+    in_flight: AtomicU32,
+    /// Of all transfers.
+    us: AtomicU32,
+    /// Of small ones: what is left when moving the bytes takes no time.
+    small_us: AtomicU32,
+}
+
+impl Entry {
+    const fn new() -> Self {
+        Self {
+            id: AtomicUsize::new(0),
+            in_flight: AtomicU32::new(0),
+            us: AtomicU32::new(0),
+            small_us: AtomicU32::new(0),
+        }
+    }
+}
+
+static ENTRIES: [Entry; DEVICES] = [const { Entry::new() }; DEVICES];
+
+/// What a device took that was measured last: the guess for a new one.
+static LAST_US: AtomicU32 = AtomicU32::new(10_000);
+
+/// Bytes of a small transfer, at most.
+const SMALL: u32 = 32 * 4096;
+
+fn entry(id: usize) -> &'static Entry {
+    let home = (id >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
+    let all = || ENTRIES.iter().cycle().skip(home).take(DEVICES);
+    let known = all().find(|entry| {
+        let found = entry.id.load(Ordering::Relaxed);
+        found == id
+            || found == 0
+                && entry.id.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    });
+    let unused = || all().find(|entry| entry.in_flight.load(Ordering::Relaxed) == 0);
+    match known {
+        Some(entry) => entry,
+        None => {
+            let entry = unused().or_else(|| all().next()).unwrap_or(&ENTRIES[0]);
+            entry.id.store(id, Ordering::Relaxed);
+            entry.us.store(0, Ordering::Relaxed);
+            entry.small_us.store(0, Ordering::Relaxed);
+            entry
+        }
+    }
+}
+
+/// A buf is on its way.
+pub fn sent(part: &Pbuf) {
+    if let Some(device) = part.device() {
+        entry(device.id()).in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A buf has come back.
+pub fn came_back(part: &Pbuf) {
+    let Some(device) = part.device() else { return };
+    let entry = entry(device.id());
+    let others = entry.in_flight.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
+    // With a queue before it, a buf's time says more about the queue.
+    if others <= ALONE {
+        let took = part.took_us();
+        let us = blend(entry.us.load(Ordering::Relaxed), took);
+        entry.us.store(us, Ordering::Relaxed);
+        LAST_US.store(us, Ordering::Relaxed);
+        if part.bytes() <= SMALL {
+            let before = entry.small_us.load(Ordering::Relaxed);
+            entry.small_us.store(blend(before, took), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Bufs beside which one still counts as alone.
+const ALONE: u32 = 1;
+
+/// A moving average that falls fast and rises slowly: what takes longer than
+/// usual has been waiting for something else.
+fn blend(before: u32, us: u32) -> u32 {
+    let us = us.clamp(1, 10_000_000);
+    match before {
+        0 => us,
+        _ if us < before => before - (before - us) / 2,
+        _ => before + (us - before).div_ceil(8),
+    }
+}
+
+/// Microseconds that the device takes; of one that is not known yet, what the
+/// last one took.
+pub fn of(id: usize) -> u32 {
+    match entry(id).us.load(Ordering::Relaxed) {
+        0 => LAST_US.load(Ordering::Relaxed),
+        us => us,
+    }
+}
+
+/// Whether the device takes `min` microseconds for a transfer, however small;
+/// true as long as it is not known.
+pub fn is_worth_hiding(id: usize, min: u32) -> bool {
+    let entry = entry(id);
+    let (us, small) = (entry.us.load(Ordering::Relaxed), entry.small_us.load(Ordering::Relaxed));
+    match (us, small) {
+        (0, 0) => true,
+        (us, 0) => us >= min,
+        (_, small) => small >= min,
+    }
+}
+
+/// Bufs that the device has now.
+pub fn in_flight(id: usize) -> u32 {
+    entry(id).in_flight.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_average_follows() {
+        let mut us = 0;
+        (0..10).for_each(|_| us = blend(us, 30_000));
+        assert_eq!(us, 30_000);
+        // One that stood in a queue is not believed at once.
+        assert!(blend(us, 300_000) < 64_000);
+        (0..12).for_each(|_| us = blend(us, 100));
+        assert!(us < 200, "{us}");
+        (0..60).for_each(|_| us = blend(us, 30_000));
+        assert!(us > 29_000, "{us}");
+    }
+
+    #[test]
+    fn devices_are_told_apart() {
+        for id in 1..=DEVICES * 2 {
+            let _ = entry(id << 8);
+        }
+        let first = entry(1 << 8);
+        assert_eq!(first.id.load(Ordering::Relaxed), 1 << 8);
+    }
+}

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! Read-ahead that follows a stream, so that its pages are valid before
+//! sendfile(2) asks for them.
+//!
+//! A miss tells where a consumer is, exactly. Once pages are valid there are
+//! no more misses; but what sits in a socket buffer is wired, so a timer looks
+//! for the last wired page of each window. What a [`stream`] wants is read by
+//! threads of our own ([`window`]): they may wait for the block map.
+//!
+//! Streams live in sets of [`WAYS`], found by their file; a set's oldest
+//! stream makes room for a new one. Nothing here keeps a file: a stream knows
+//! it by name only, and a file is held while a window of it is being sent.
+
+pub mod stream;
+pub mod window;
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use self::{
+    stream::{Fit, Limits, Pace, Stream},
+    window::Why,
+};
+use crate::{
+    kpi::{
+        buf,
+        callout::Callout,
+        errno::Errno,
+        malloc::Array,
+        mutex::Mutex,
+        sysctl::Limit,
+        systm,
+        taskqueue::{Queue, Task, Work},
+        vnode::{Identity, Seen},
+    },
+    pager::{latency, plan::PAGE, request::Miss},
+    stats,
+};
+
+/// `vfs.asyncpager.readahead.enabled`.
+pub static ENABLED: AtomicBool = AtomicBool::new(true);
+/// `vfs.asyncpager.readahead.max`: bytes that are read ahead of one stream.
+pub static MAX: Limit = Limit::new(64 << 20, 1 << 16, 1 << 30);
+/// `vfs.asyncpager.readahead.initial`: bytes that a stream begins with.
+pub static INITIAL: Limit = Limit::new(2 << 20, 1 << 14, 1 << 28);
+/// `vfs.asyncpager.readahead.in_flight`: bufs that one device may have.
+pub static IN_FLIGHT: Limit = Limit::new(256, 1, 4096);
+/// `vfs.asyncpager.readahead.latency_min`: microseconds from which on a
+/// device's latency is worth hiding.
+pub static LATENCY_MIN: Limit = Limit::new(1500, 0, 10_000_000);
+/// `vfs.asyncpager.readahead.poll`: microseconds between two looks at the
+/// consumers.
+pub static POLL: Limit = Limit::new(2000, 500, 1_000_000);
+/// `vfs.asyncpager.readahead.streams`: streams that can be followed at a time.
+pub static STREAMS: Limit = Limit::new(2048, 8, (MAX_SETS * WAYS) as u32);
+
+/// Streams of a set.
+const WAYS: usize = 8;
+const MAX_SETS: usize = 64 * 64;
+/// Sets looked at by one run of the timer: with many streams each is looked
+/// at less often, and each is slower.
+const BUDGET: usize = 64;
+/// A stream that stands still for so long is not looked at any more.
+const IDLE_US: u64 = 2_000_000;
+/// Threads that read windows. One waits for one disk at a time.
+const THREADS: i32 = 4;
+
+static SETS: Array<Set> = Array::new();
+static QUEUE: Queue = Queue::new();
+static TIMER: Callout = Callout::new();
+static ARMED: AtomicBool = AtomicBool::new(false);
+static STOPPED: AtomicBool = AtomicBool::new(true);
+/// Sets that have a stream to look at, a bit each.
+static LIVE: [AtomicU64; MAX_SETS / 64] = [const { AtomicU64::new(0) }; MAX_SETS / 64];
+/// Where the timer goes on.
+static HAND: AtomicU32 = AtomicU32::new(0);
+/// Pages a second of the streams seen last; at first 128 MiB.
+static RATE: AtomicU32 = AtomicU32::new(FIRST_RATE);
+const FIRST_RATE: u32 = 32 << 10;
+/// Pages that the first window of a stream may have: fewer after streams that
+/// did not use theirs, more after those that did.
+static TRUST: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// A file's place in the table.
+struct Slot {
+    identity: Identity,
+    device: usize,
+    /// Pages of the file, when it was last missed.
+    file: u64,
+    stream: Stream,
+    /// Tells this stream's bufs from those of an earlier one in its place.
+    generation: u32,
+    /// A thread is reading a window of it.
+    reading: bool,
+    /// A page whose block map is to be brought into memory.
+    unmapped: Option<u64>,
+}
+
+/// See the module's documentation.
+struct Set {
+    /// Its place in the table.
+    index: usize,
+    slots: Mutex<[Option<Slot>; WAYS]>,
+    task: Task,
+}
+
+static_assertions::const_assert!(size_of::<Set>() / WAYS <= 256);
+
+fn limits() -> Limits {
+    let pages = |limit: &Limit| limit.get() / PAGE as u32;
+    let max = pages(&MAX).max(1);
+    Limits { initial: pages(&INITIAL).clamp(1, max), max, chunk: buf::max_pages().max(1) }
+}
+
+fn is_worth_hiding(device: usize) -> bool {
+    latency::is_worth_hiding(device, LATENCY_MIN.get())
+}
+
+fn pace(device: usize) -> Pace {
+    let (rate, trust) = (RATE.load(Ordering::Relaxed), TRUST.load(Ordering::Relaxed));
+    Pace { latency_us: latency::of(device), rate, trust }
+}
+
+/// Make the table, the threads and the timer. May sleep.
+pub fn start() -> Result<(), Errno> {
+    let sets = (STREAMS.get() as usize).div_ceil(WAYS).clamp(1, MAX_SETS);
+    let empty = |index| Set { index, slots: Mutex::new([const { None }; WAYS]), task: Task::new() };
+    SETS.create(sets, empty, |set| {
+        set.slots.init(c"asyncpager streams");
+        set.task.init(set);
+    })?;
+    QUEUE.start(c"asyncpager", THREADS);
+    TIMER.init();
+    STOPPED.store(false, Ordering::Release);
+    Ok(())
+}
+
+/// Read nothing ahead any more; bufs may still be in flight. May sleep. The
+/// caller has made sure that nobody can miss anything any more.
+pub fn stop() {
+    STOPPED.store(true, Ordering::Release);
+    TIMER.drain();
+    SETS.get().iter().for_each(|set| QUEUE.drain(set));
+}
+
+/// Go on after [`stop`].
+pub fn resume() {
+    ARMED.store(false, Ordering::Release);
+    STOPPED.store(false, Ordering::Release);
+}
+
+/// Give everything back, after [`stop`] and when no buf is in flight. May sleep.
+pub fn end() {
+    QUEUE.stop();
+    SETS.destroy(|set| set.slots.destroy());
+    LIVE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    ARMED.store(false, Ordering::Relaxed);
+    RATE.store(FIRST_RATE, Ordering::Relaxed);
+    TRUST.store(u32::MAX, Ordering::Relaxed);
+}
+
+/// An async request had to read. The vnode is locked. Does not sleep.
+pub fn missed(miss: &Miss) {
+    let sets = SETS.get();
+    let worth = is_worth_hiding(miss.device);
+    if !(worth || miss.unmapped) || !ENABLED.load(Ordering::Relaxed) || sets.is_empty() {
+        return;
+    }
+    let index = miss.identity.hash() % sets.len();
+    let Some(set) = sets.get(index) else { return };
+    let now = systm::uptime_us();
+    let wants = {
+        let mut slots = set.slots.lock();
+        let slot = note(&mut slots, miss, now);
+        slot.is_some_and(|slot| {
+            if slot.stream.is_followed() && window::room() == 0 {
+                stats::NOT_MEMORY.add(1);
+            }
+            slot.unmapped.is_some() || slot.wants(now).is_some()
+        })
+    };
+    if wants {
+        QUEUE.enqueue(set);
+        look_at(index);
+    }
+}
+
+/// Note a miss: in the stream that it continues, or in the place of the
+/// oldest one as the beginning of a new stream.
+fn note<'a>(slots: &'a mut [Option<Slot>; WAYS], miss: &Miss, now: u64) -> Option<&'a mut Slot> {
+    let limits = limits();
+    let same = |slot: &Slot| slot.identity == miss.identity;
+    let continued = slots.iter_mut().enumerate().find_map(|(i, place)| {
+        let slot = place.as_mut().filter(|slot| same(slot))?;
+        match slot.stream.missed(miss.first, miss.count, miss.ahead, now, limits) {
+            Fit::No => return None,
+            Fit::RanOut | Fit::Gap => {}
+            Fit::Lost(pages) => stats::PAGES_WASTED.add(pages.min(u64::from(u32::MAX)) as u32),
+        }
+        slot.file = miss.file;
+        slot.unmapped = miss.unmapped.then_some(miss.first);
+        Some(i)
+    });
+    if let Some(i) = continued {
+        return slots.get_mut(i)?.as_mut();
+    }
+    let age = |slot: &Option<Slot>| slot.as_ref().map_or(u64::MAX, |s| s.stream.idle_us(now));
+    let place = slots.iter_mut().max_by_key(|slot| age(slot))?;
+    let generation = place.as_ref().map_or(0, |old| {
+        stats::RESETS.add(1);
+        trust(&old.stream, limits);
+        old.generation.wrapping_add(1)
+    });
+    let stream = Stream::begin(
+        miss.first,
+        miss.count,
+        miss.ahead,
+        miss.wish,
+        now,
+        pace(miss.device),
+        limits,
+    );
+    let (identity, device, file) = (miss.identity, miss.device, miss.file);
+    let unmapped = miss.unmapped.then_some(miss.first);
+    Some(place.insert(Slot {
+        identity,
+        device,
+        file,
+        stream,
+        generation,
+        reading: false,
+        unmapped,
+    }))
+}
+
+/// Learn from a stream that ends.
+fn trust(stream: &Stream, limits: Limits) {
+    let before = TRUST.load(Ordering::Relaxed).clamp(limits.initial, limits.max);
+    let after = match stream.has_used_first_window() {
+        None => return,
+        Some(true) => before.saturating_mul(2),
+        Some(false) => before / 2,
+    };
+    TRUST.store(after.clamp(limits.initial, limits.max), Ordering::Relaxed);
+}
+
+/// A buf of the window with this tag could not be read.
+pub fn failed(tag: usize) {
+    let (at, generation) = (tag as u32 as usize, (tag >> 32) as u32);
+    if let Some(set) = SETS.get().get(at / WAYS)
+        && let Some(Some(slot)) = set.slots.lock().get_mut(at % WAYS)
+        && slot.generation == generation
+    {
+        slot.stream.halt();
+    }
+}
+
+impl Slot {
+    fn wants(&self, now: u64) -> Option<core::ops::Range<u64>> {
+        if self.reading || !is_worth_hiding(self.device) {
+            return None;
+        }
+        // Streams share what memory there is.
+        let words = SETS.get().len().div_ceil(64);
+        let live: u32 =
+            LIVE.iter().take(words).map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
+        let room = window::room() / 2 / live.max(1);
+        self.stream.want(self.file, room, now, pace(self.device), limits())
+    }
+
+    /// Where the consumer is now: behind the last wired page.
+    fn look(&mut self, seen: &Seen<'_>, now: u64) {
+        let (front, end) = (self.stream.front(), self.stream.end());
+        // As far as it can have come since, and once more.
+        let expected = u64::from(self.stream.rate()) * u64::from(POLL.get()) / 250_000;
+        let far = end.min(front.saturating_add(expected.max(512)));
+        let last = (front..far).step_by(STEP).filter(|pindex| seen.is_wired(*pindex)).last();
+        if let Some(last) = last {
+            let fine = (last..far.min(last + STEP as u64)).take_while(|p| seen.is_wired(*p));
+            let moved = self.stream.seen(last + fine.count() as u64, now, limits());
+            stats::PAGES_USED.add(moved.min(u64::from(u32::MAX)) as u32);
+            let (rate, known) = (self.stream.rate(), RATE.load(Ordering::Relaxed));
+            RATE.store((known - known / 16).max(rate), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Pages between two that are looked at: no socket buffer in use is smaller.
+const STEP: usize = 8;
+
+impl Work for Set {
+    fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// Read what the set's streams want.
+    fn work(&self) {
+        for way in 0..WAYS {
+            if STOPPED.load(Ordering::Acquire) || !ENABLED.load(Ordering::Relaxed) {
+                return;
+            }
+            let (identity, range, generation, unmapped) = {
+                let mut slots = self.slots.lock();
+                let Some(Some(slot)) = slots.get_mut(way) else { continue };
+                let (range, unmapped) = (slot.wants(systm::uptime_us()), slot.unmapped.take());
+                slot.reading |= range.is_some();
+                (slot.identity, range, slot.generation, unmapped)
+            };
+            if let Some(page) = unmapped {
+                window::look_up(identity, page);
+            }
+            let Some(range) = range else { continue };
+            let tag = (self.index * WAYS + way) | (generation as usize) << 32;
+            let from = range.start;
+            let (to, why) = window::read(identity, range, tag, IN_FLIGHT.get());
+            stats::WINDOWS.add(1);
+            let mut slots = self.slots.lock();
+            let Some(place) = slots.get_mut(way) else { continue };
+            if let Some(slot) = place.as_mut().filter(|slot| slot.generation == generation) {
+                slot.reading = false;
+                if to > from {
+                    slot.stream.read(from..to, systm::uptime_us());
+                }
+                match why {
+                    None => {}
+                    Some(Why::Gone) => *place = None,
+                    Some(Why::NoMap) => slot.stream.halt(),
+                    Some(Why::Locked) => stats::NOT_LOCKED.add(1),
+                    Some(Why::NoMemory) => stats::NOT_MEMORY.add(1),
+                    Some(Why::NoBuf) => stats::NOT_BUF.add(1),
+                    Some(Why::Saturated) => stats::NOT_SATURATED.add(1),
+                }
+            }
+        }
+    }
+}
+
+/// Have the timer look at a set.
+fn look_at(index: usize) {
+    if let Some(word) = LIVE.get(index / 64) {
+        word.fetch_or(1 << (index % 64), Ordering::Release);
+        arm();
+    }
+}
+
+fn arm() {
+    if !STOPPED.load(Ordering::Acquire) && !ARMED.swap(true, Ordering::AcqRel) {
+        TIMER.reset(POLL.get(), tick);
+    }
+}
+
+/// The timer: look at the consumers of live streams, a few sets at a time.
+fn tick() {
+    let sets = SETS.get();
+    let (now, words) = (systm::uptime_us(), sets.len().div_ceil(64).max(1));
+    let mut budget = BUDGET;
+    let hand = HAND.load(Ordering::Relaxed) as usize;
+    for step in 0..words {
+        let at = (hand + step) % words;
+        let Some(word) = LIVE.get(at) else { break };
+        let mut bits = word.load(Ordering::Acquire);
+        while bits != 0 {
+            let bit = bits.trailing_zeros();
+            bits &= bits - 1;
+            if let Some(set) = sets.get(at * 64 + bit as usize) {
+                // Cleared first: who has it looked at meanwhile sets it again.
+                word.fetch_and(!(1 << bit), Ordering::AcqRel);
+                if look(set, now) {
+                    word.fetch_or(1 << bit, Ordering::Release);
+                }
+                budget = budget.saturating_sub(1);
+            }
+        }
+        if budget == 0 {
+            HAND.store(((at + 1) % words) as u32, Ordering::Relaxed);
+            break;
+        }
+    }
+    ARMED.store(false, Ordering::Release);
+    if LIVE.iter().any(|word| word.load(Ordering::Acquire) != 0) {
+        arm();
+    }
+}
+
+/// Look at a set's consumers, and have read what they want. Whether there is
+/// one to be looked at again.
+fn look(set: &Set, now: u64) -> bool {
+    let (mut live, mut wants) = (false, false);
+    let mut slots = set.slots.lock();
+    for place in slots.iter_mut() {
+        let Some(slot) = place else { continue };
+        if !slot.stream.is_followed() || slot.stream.idle_us(now) > IDLE_US {
+            continue;
+        }
+        let identity = slot.identity;
+        // An object whose lock is taken is looked at the next time.
+        let gone = identity.look(|seen| seen.map(|seen| slot.look(seen, now)).is_none());
+        if gone == Some(true) {
+            *place = None;
+            continue;
+        }
+        live |= slot.stream.end() < slot.file;
+        wants |= slot.wants(now).is_some();
+    }
+    drop(slots);
+    if wants {
+        QUEUE.enqueue(set);
+    }
+    live
+}

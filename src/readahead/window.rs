@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! A window: pages of a file that nobody has asked for yet, on their way.
+
+use core::{ops::Range, ptr::NonNull};
+
+use crate::{
+    kpi::{
+        buf::{Form, Pbuf, Transfer},
+        sys, systm,
+        vnode::Identity,
+    },
+    pager::{
+        PBUFS, complete, extent, latency,
+        map::Path,
+        plan::{self, DEV_BSIZE, PAGE, Run, Step, Wishes},
+        request::Place,
+        submit,
+    },
+    stats,
+};
+
+/// Why a window was not read, or not to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The file is gone, or is not one that the data path serves.
+    Gone,
+    /// Somebody has the vnode locked exclusively.
+    Locked,
+    /// Memory is short.
+    NoMemory,
+    /// There is no pbuf.
+    NoBuf,
+    /// The device has enough to do.
+    Saturated,
+    /// The block map cannot be read.
+    NoMap,
+}
+
+/// Read the pages of `range` that are not there, in as few bufs as the disk's
+/// layout allows. Gives the index behind the last page dealt with, and why it
+/// is not the range's end.
+///
+/// Called in a thread that may sleep: for the block map, never for the data.
+pub fn read(
+    identity: Identity,
+    range: Range<u64>,
+    tag: usize,
+    in_flight: u32,
+) -> (u64, Option<Why>) {
+    within(identity, |place| walk(place, range.clone(), tag, in_flight))
+        .unwrap_or_else(|why| (range.start, Some(why)))
+}
+
+/// Bring the block map of a page into memory. May sleep.
+pub fn look_up(identity: Identity, page: u64) {
+    // Whoever needs it finds out by himself why it is not there.
+    let _ = within(identity, |place| bring(place, page));
+}
+
+/// Hold and lock a file while `f` runs, if that is possible at once.
+fn within<T>(identity: Identity, f: impl FnOnce(&Place<'_>) -> T) -> Result<T, Why> {
+    let held = identity.hold().ok_or(Why::Gone)?;
+    let locked = held.try_lock().ok_or(Why::Locked)?;
+    let vnode = locked.vnode();
+    if vnode.is_doomed() || !identity.is_of(vnode) {
+        return Err(Why::Gone);
+    }
+    let object = vnode.object().ok_or(Why::Gone)?;
+    let device = vnode.device().map_err(|_| Why::Gone)?;
+    let place = Place::new(vnode, object, device);
+    if !place.is_served() || place.geometry.small_blocks() {
+        return Err(Why::Gone);
+    }
+    Ok(f(&place))
+}
+
+fn walk(place: &Place<'_>, range: Range<u64>, tag: usize, in_flight: u32) -> (u64, Option<Why>) {
+    let (vnode, device) = (place.vnode, place.device);
+    let end = range.end.min(place.file.pages);
+    let mut at = range.start;
+    while at < end {
+        if latency::in_flight(device.id()) >= in_flight {
+            return (at, Some(Why::Saturated));
+        }
+        let position = at.saturating_mul(PAGE);
+        let Ok(map) = vnode.bmap(place.lbn(at)) else {
+            return (at, Some(Why::NoMap));
+        };
+        let (file, geometry) = (place.file, place.geometry);
+        let stop = end.saturating_mul(PAGE);
+        let none = Wishes::default();
+        match plan::step(file, geometry, position, stop, extent(map), false, none) {
+            // sendfile(2) finds out about a hole without the disk.
+            Step::Zero(len) => at = position.saturating_add(len).div_ceil(PAGE),
+            Step::Read(run) => match send(place, run, tag) {
+                Ok(pages) => at = at.saturating_add(u64::from(pages)),
+                Err(why) => return (at, Some(why)),
+            },
+        }
+    }
+    bring(place, end.saturating_add(end - range.start));
+    (end, None)
+}
+
+/// Bring the block map of a page that will be needed soon into memory.
+fn bring(place: &Place<'_>, page: u64) {
+    let lbn = place.lbn(page.min(place.file.pages.saturating_sub(1)));
+    let path = place.vnode.pointers().and_then(|p| Path::new(lbn, p.per_block));
+    let missing = |path: Path| path.stages().iter().any(|s| !place.vnode.in_memory(s.lbn));
+    if path.is_some_and(missing) {
+        stats::MAPS_AHEAD.add(1);
+        // What it says is asked for again when it is needed.
+        let _ = place.vnode.bmap(lbn);
+    }
+}
+
+/// One buf with what of `run` is not there yet. Gives the pages that need no
+/// more work, at least one.
+fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<u32, Why> {
+    if room() < run.pages() {
+        return Err(Why::NoMemory);
+    }
+    let mut part = PBUFS.alloc().ok_or(Why::NoBuf)?;
+    let locked = place.object.write();
+    let there = locked.existing(run.first_page(), run.pages());
+    let start = run.start.saturating_add(u64::from(there) * PAGE);
+    let rest = run.pages().saturating_sub(there);
+    part.fill_ahead(&locked, start / PAGE, rest);
+    drop(locked);
+    let new = part.ahead();
+    if new == 0 {
+        return if rest == 0 { Ok(there) } else { Err(Why::NoMemory) };
+    }
+    let skipped = u64::from(there) * (PAGE / DEV_BSIZE);
+    let run = Run {
+        start,
+        len: u64::from(new) * PAGE,
+        blkno: run.blkno.saturating_add(skipped as i64),
+        ..run
+    };
+    let (blkno, bytes) = run.transfer(place.file, place.geometry, 0, 0);
+    submit::address(place, &mut part, Transfer { blkno, bytes, page_offset: 0 });
+    part.hold_object(&place.object, tag);
+    stats::PAGES_WINDOW.add(new);
+    stats::WINDOW_BUFS.add(1);
+    submit::sent(&part);
+    part.send(&Form::Async(iodone));
+    Ok(there.saturating_add(new))
+}
+
+/// Pages that may be allocated for nobody in particular: those that are free
+/// beyond the middle between where the page daemon begins to hurry and where
+/// it stops.
+pub fn room() -> u32 {
+    let free = systm::free_pages();
+    let floor = free.min / 2 + free.target / 2;
+    free.count.saturating_sub(floor)
+}
+
+/// `b_iodone` of a window's bufs.
+///
+/// # Safety
+///
+/// Called by the disk's completion thread with a buf that [`send`] has sent.
+unsafe extern "C" fn iodone(bp: *mut sys::buf) {
+    let Some(bp) = NonNull::new(bp) else { return };
+    // SAFETY: the caller's promise.
+    let mut part = unsafe { Pbuf::from_iodone(bp) };
+    latency::came_back(&part);
+    // A page that could not be read is gone again: who needs it asks for it,
+    // and hears of the error.
+    if complete::settle(&mut part).is_err() {
+        stats::WINDOW_ERRORS.add(1);
+        super::failed(part.tag());
+    }
+    drop(part);
+    stats::IN_FLIGHT.leave();
+}

@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! Scenarios of read-ahead and of block maps that nobody waits for.
+
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    bed::Bed,
+    buf,
+    disk::{self, Manners},
+    scenario::{Run, counter},
+    sendfile::Sending,
+    sysctl,
+    vfs::File,
+    vm::{self, PAGE},
+};
+
+const P: u64 = PAGE as u64;
+/// Blocks of the files here, and bytes of one.
+const BLOCKS: u64 = 120;
+const BLOCK: u64 = 32768;
+const SIZE: u64 = BLOCKS * BLOCK - 700;
+
+/// All of them, by name.
+pub const ALL: &[(&str, Run)] = &[
+    ("stream", stream),
+    ("stream-seen", stream_seen),
+    ("stream-gap", stream_gap),
+    ("stream-random", stream_random),
+    ("stream-lost", stream_lost),
+    ("stream-over", stream_over),
+    ("stream-error", stream_error),
+    ("stream-memory", stream_memory),
+    ("stream-cut", stream_cut),
+    ("stream-unmount", stream_unmount),
+    ("stream-switches", stream_switches),
+    ("map", map),
+    ("map-levels", map_levels),
+    ("map-holes", map_holes),
+    ("map-error", map_error),
+    ("map-no-pbuf", map_no_pbuf),
+    ("map-others", map_others),
+];
+
+fn ahead(name: &str) -> u64 {
+    sysctl::counters()
+        .get(&format!("vfs.asyncpager.readahead.stats.{name}"))
+        .copied()
+        .unwrap_or(u64::MAX)
+}
+
+/// A disk that is slow enough for its latency to be worth hiding, and that
+/// the module has learned this about.
+fn slow(bed: &Bed, milliseconds: u64) -> Result<()> {
+    let latency = Duration::from_millis(milliseconds).into();
+    bed.disk.behave(Manners { latency, ..Manners::default() });
+    let other = bed.synthetic(BLOCK, &[Some(400)], BLOCK, true);
+    send(bed, &other, 0, P, 0)
+}
+
+fn contiguous(bed: &Bed) -> Arc<File> {
+    let map: Vec<_> = (10..10 + BLOCKS).map(Some).collect();
+    let file = bed.synthetic(BLOCK, &map, SIZE, true);
+    warm(&file);
+    file
+}
+
+/// Bring the block map into memory, as somebody's read(2) would.
+fn warm(file: &File) {
+    let lbn = file.inode.map.len() as u64 - 1;
+    let brought = file.maps.bring(file.disk(), &file.inode.indirect, lbn, file.mount.block);
+    assert!(brought.is_ok(), "the disk does not read");
+}
+
+fn check(bed: &Bed, file: &File, offset: u64, got: &[u8], len: u64) -> Result<()> {
+    let len = len.min(file.inode.size.saturating_sub(offset));
+    ensure!(got.len() as u64 == len, "{} bytes at {offset}, not {len}", got.len());
+    let wrong = (0..len).find(|i| got[*i as usize] != bed.byte(file, offset + i));
+    ensure!(wrong.is_none(), "byte {} is wrong", offset + wrong.unwrap_or(0));
+    Ok(())
+}
+
+fn send(bed: &Bed, file: &File, offset: u64, len: u64, wish: i32) -> Result<()> {
+    let sending = Sending::begin(file, offset, len, wish).context("the file is gone")?;
+    finish(bed, file, sending, offset, len)
+}
+
+fn finish(bed: &Bed, file: &File, sending: Sending, offset: u64, len: u64) -> Result<()> {
+    let mut got = Vec::new();
+    let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
+    ensure!(sent == Ok(()), "{len} bytes at {offset}: {sent:?}");
+    check(bed, file, offset, &got, len)
+}
+
+/// Wait until something has come about.
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        ensure!(Instant::now() < end, "it has not come about that {what}");
+        std::thread::sleep(Duration::from_micros(300));
+    }
+    Ok(())
+}
+
+/// Whether a page is there and valid.
+fn ready(file: &File, pindex: u64) -> bool {
+    vm::resident(file.object, pindex).is_some_and(|p| !p.is_busy() && p.fields().valid != 0)
+}
+
+/// Pages in the middle of a stream's first window here: behind what its first
+/// call reads ahead, and behind the gap that is left for the second one.
+const WINDOW: std::ops::Range<u64> = 150..350;
+
+/// Send the beginning of a file, and wait for the window that comes of it.
+fn begin_stream(bed: &Bed, file: &File) -> Result<()> {
+    send(bed, file, 0, 16 * P, 100)?;
+    wait_until("a window is there", || WINDOW.clone().all(|pindex| ready(file, pindex)))
+}
+
+/// The beginning of a file is the beginning of a stream: what comes next is
+/// valid before anybody asks for it, but for a gap at the most.
+fn stream(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let file = contiguous(bed);
+    let before = counter("calls_async");
+    begin_stream(bed, &file)?;
+    for offset in (16 * P..WINDOW.end * P - 50_000).step_by(50_000) {
+        send(bed, &file, offset, 50_000, 100)?;
+    }
+    let calls = counter("calls_async") - before;
+    ensure!(calls <= 3, "{calls} calls of the pager for what was read ahead");
+    ensure!(ahead("pages") >= 200 && ahead("windows") > 0, "{:?}", sysctl::counters());
+    Ok(())
+}
+
+/// Pages on their way to a socket show where the consumer is: the windows go
+/// on, up to the end of the file, with hardly a miss.
+fn stream_seen(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let file = contiguous(bed);
+    send(bed, &file, 0, 16 * P, 100)?;
+    let (mut offset, step) = (16 * P, 40 * P);
+    let before = counter("calls_async");
+    while offset < SIZE {
+        let last = ((offset + step).min(SIZE) - 1) / P;
+        let busy = |p| vm::resident(file.object, p).is_some_and(|page| page.is_busy());
+        wait_until("no page is in flight", || !(offset / P..=last).any(busy))?;
+        let sending = Sending::begin(&file, offset, step, 100).context("the file is gone")?;
+        // The socket takes its time.
+        std::thread::sleep(Duration::from_millis(6));
+        finish(bed, &file, sending, offset, step)?;
+        offset += step;
+    }
+    let misses = counter("calls_async") - before;
+    ensure!(misses <= SIZE / step / 3, "{misses} misses: {:?}", sysctl::counters());
+    ensure!(ahead("used") >= SIZE / P / 4, "the consumer was not seen: {:?}", sysctl::counters());
+    Ok(())
+}
+
+/// A consumer that comes before a window does finds a gap to ask for, and
+/// does not wait for pages in flight.
+fn stream_gap(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 20)?;
+    let file = contiguous(bed);
+    send(bed, &file, 0, 16 * P, 100)?;
+    let before = vm::BUSY_WAITS.load(Ordering::Relaxed);
+    for offset in [16 * P, 116 * P] {
+        send(bed, &file, offset, 16 * P, 0)?;
+    }
+    let waits = vm::BUSY_WAITS.load(Ordering::Relaxed) - before;
+    ensure!(waits == 0, "the consumer has waited {waits} times for a window");
+    ensure!(ahead("pages") > 0, "there is no window");
+    Ok(())
+}
+
+/// Random access is never followed.
+fn stream_random(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 2)?;
+    let file = contiguous(bed);
+    let mut rng = fastrand::Rng::with_seed(7);
+    for _ in 0..40 {
+        // Never two that touch.
+        send(bed, &file, (1 + rng.u64(..SIZE / BLOCK / 4) * 4) * BLOCK, 65536, 0)?;
+        vm::reclaim(file.object, 1, &mut rng);
+    }
+    ensure!(ahead("pages") == 0, "{} pages were read ahead", ahead("pages"));
+    Ok(())
+}
+
+/// What was read ahead and freed again counts, and is read once more.
+fn stream_lost(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 2)?;
+    let file = contiguous(bed);
+    begin_stream(bed, &file)?;
+    vm::reclaim(file.object, 1, &mut fastrand::Rng::with_seed(1));
+    send(bed, &file, 200 * P, 16 * P, 0)?;
+    ensure!(ahead("wasted") > 0, "not counted: {:?}", sysctl::counters());
+    Ok(())
+}
+
+/// A window goes on where pages are there already.
+fn stream_over(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 3)?;
+    let file = contiguous(bed);
+    for first in [140, 170, 300] {
+        send(bed, &file, first * P, 20 * P, 0)?;
+    }
+    begin_stream(bed, &file)?;
+    send(bed, &file, 0, WINDOW.end * P, 0)
+}
+
+/// A bad sector under a window fails only who needs it.
+fn stream_error(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 3)?;
+    let file = contiguous(bed);
+    let bad = 10 * BLOCK + 300 * P;
+    let manners = Manners {
+        latency: Duration::from_millis(3).into(),
+        bad: vec![(bad..bad + 512, libc::EIO)],
+        ..Manners::default()
+    };
+    bed.disk.behave(manners);
+    send(bed, &file, 0, 16 * P, 100)?;
+    wait_until("a buf of a window has failed", || ahead("errors") > 0)?;
+    wait_until("its pages are gone", || vm::resident(file.object, 300).is_none())?;
+    let mut got = Vec::new();
+    let sending = Sending::begin(&file, 300 * P, P, 0).context("the file is gone")?;
+    let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
+    ensure!(sent == Err(libc::EIO), "the bad sector itself: {sent:?}");
+    for pindex in [16, 299, 301, 500] {
+        send(bed, &file, pindex * P, P, 0)?;
+    }
+    bed.disk.behave(Manners::default());
+    send(bed, &file, 0, SIZE, 0)
+}
+
+/// Without memory nothing is read ahead, and everything is right.
+fn stream_memory(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 2)?;
+    let file = contiguous(bed);
+    vm::NO_MEMORY.store(true, Ordering::Relaxed);
+    let failed = vm::ALLOCS_FAILED.load(Ordering::Relaxed);
+    for offset in (0..300 * P).step_by(70 * PAGE) {
+        send(bed, &file, offset, 70 * P, 0)?;
+    }
+    std::thread::sleep(Duration::from_millis(10));
+    let failed = vm::ALLOCS_FAILED.load(Ordering::Relaxed) - failed;
+    vm::NO_MEMORY.store(false, Ordering::Relaxed);
+    ensure!(failed == 0, "{failed} pages asked for that memory has no room for");
+    ensure!(ahead("not_memory") > 0, "not counted: {:?}", sysctl::counters());
+    ensure!(ahead("pages") == 0, "{} pages read without memory", ahead("pages"));
+    Ok(())
+}
+
+/// Truncation waits for windows and for nothing else.
+fn stream_cut(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 4)?;
+    for round in 0..6 {
+        let file = contiguous(bed);
+        send(bed, &file, 0, 16 * P, 100)?;
+        std::thread::sleep(Duration::from_micros(round * 400));
+        file.set_size(100 * P + 77);
+        file.set_size(SIZE);
+        send(bed, &file, 0, 100 * P, 0)?;
+    }
+    Ok(())
+}
+
+/// A forced unmount, and unloading, with windows in flight.
+fn stream_unmount(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 4)?;
+    let mut file = contiguous(bed);
+    for round in 0..8 {
+        send(bed, &file, 0, 16 * P, 100)?;
+        std::thread::sleep(Duration::from_micros(round * 300));
+        file = bed.remount(&file, true);
+        warm(&file);
+    }
+    send(bed, &file, 0, 16 * P, 100)?;
+    if let Some(module) = bed.module.take() {
+        ensure!(module.unload() == Ok(()), "kldunload with windows in flight");
+    }
+    Ok(())
+}
+
+/// Numbers out of bounds are refused, and what is switched off does nothing.
+fn stream_switches(bed: &mut Bed, _: &Path) -> Result<()> {
+    let name = |name: &str| format!("vfs.asyncpager.readahead.{name}");
+    for (limit, good, bad) in [
+        ("max", 1 << 20, 100),
+        ("initial", 65536, 1),
+        ("in_flight", 7, 0),
+        ("latency_min", 0, u32::MAX),
+        ("poll", 1000, 0),
+    ] {
+        ensure!(sysctl::number(&name(limit), good) == 0, "{limit}={good} is refused");
+        let errno = sysctl::number(&name(limit), bad);
+        ensure!(errno == libc::EINVAL, "{limit}={bad}: errno {errno}");
+    }
+    for (switch, off, on) in [("enabled", 0, 1), ("latency_min", 10_000_000, 0)] {
+        ensure!(sysctl::number(&name(switch), off) == 0, "{switch}={off} is refused");
+        slow(bed, 20)?;
+        let file = contiguous(bed);
+        send(bed, &file, 0, 16 * P, 100)?;
+        std::thread::sleep(Duration::from_millis(30));
+        ensure!(ahead("pages") == 0, "{} pages read with {switch}={off}", ahead("pages"));
+        ensure!(sysctl::number(&name(switch), on) == 0, "{switch}={on} is refused");
+    }
+    Ok(())
+}
+
+/// Begin to send from a place whose block map is not in memory: nothing waits.
+fn begin_cold(file: &File, offset: u64, len: u64) -> Result<Sending> {
+    file.maps.forget();
+    vm::reclaim(file.object, 1, &mut fastrand::Rng::with_seed(1));
+    let waited = disk::waited();
+    let sending = Sending::begin(file, offset, len, 0).context("the file is gone")?;
+    ensure!(disk::waited() == waited, "sendfile has waited for the block map of {offset}");
+    Ok(sending)
+}
+
+fn cold(bed: &Bed, file: &File, offset: u64, len: u64) -> Result<()> {
+    let sending = begin_cold(file, offset, len)?;
+    finish(bed, file, sending, offset, len)
+}
+
+/// sendfile does not wait for an indirect block.
+fn map(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 2)?;
+    let file = contiguous(bed);
+    for (offset, len) in [(12, 1), (13, 40), (50, 70), (119, 1), (20, 3)] {
+        cold(bed, &file, offset * BLOCK + 1000, len * BLOCK - 1000)?;
+    }
+    // From the blocks in the inode on, over to those that are not.
+    cold(bed, &file, 10 * BLOCK, 20 * BLOCK)?;
+    cold(bed, &file, SIZE - 9000, 9000)?;
+    let read = counter("maps_read");
+    ensure!(read >= 6, "{read} requests read their block map");
+    Ok(())
+}
+
+/// Two levels of them, in bufs of any shape.
+fn map_levels(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 1)?;
+    let blocks: Vec<_> = (0..900).map(|i| Some(if i % 5 == 0 { 2000 - i } else { i })).collect();
+    for unmapped in [true, false] {
+        let file = bed.synthetic(4096, &blocks, 900 * P - 5, unmapped);
+        for (first, count) in [(12, 5), (520, 10), (524, 1), (523, 100), (600, 256), (890, 10)] {
+            cold(bed, &file, first * P, count * P)?;
+        }
+    }
+    Ok(())
+}
+
+/// Holes at every level.
+fn map_holes(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 1)?;
+    let one: Vec<_> = (0..400).map(|i| (i % 3 != 1).then_some(i)).collect();
+    let file = bed.synthetic(4096, &one, 400 * P - 5, true);
+    for first in [12, 13, 14, 200, 399] {
+        cold(bed, &file, first * P, 60 * P)?;
+    }
+    // Nothing but its very end, two levels down.
+    let mut sparse = vec![None; 2000];
+    sparse[1999] = Some(77);
+    let file = bed.synthetic(4096, &sparse, 2000 * P, true);
+    for first in [12, 530, 1500, 1998] {
+        cold(bed, &file, first * P, 30 * P)?;
+    }
+    Ok(())
+}
+
+/// An indirect block that cannot be read fails the request, once.
+fn map_error(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 1)?;
+    let file = contiguous(bed);
+    let place = file.inode.indirect.place(-12).context("no indirect block")? as u64 * 512;
+    let bad = vec![(place..place + BLOCK, libc::EIO)];
+    bed.disk.behave(Manners { bad, ..Manners::default() });
+    let sending = begin_cold(&file, 20 * BLOCK, BLOCK)?;
+    let sent = sending.finish(false, |_| ());
+    ensure!(sent == Err(libc::EIO), "{sent:?}");
+    bed.disk.behave(Manners { gone: true, ..Manners::default() });
+    let sent = begin_cold(&file, 20 * BLOCK, BLOCK)?.finish(false, |_| ());
+    ensure!(sent == Err(libc::ENXIO), "{sent:?}");
+    bed.disk.behave(Manners::default());
+    cold(bed, &file, 20 * BLOCK, BLOCK)
+}
+
+/// Wherever the bufs run out, no request is lost.
+fn map_no_pbuf(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 1)?;
+    let blocks: Vec<_> = (0..60).map(|i| Some(300 - i * 2)).collect();
+    let file = bed.synthetic(4096, &blocks, 60 * P, true);
+    for stock in 0..14 {
+        file.maps.forget();
+        vm::reclaim(file.object, 1, &mut fastrand::Rng::with_seed(1));
+        buf::STOCK.store(stock, Ordering::Relaxed);
+        let sending = Sending::begin(&file, 20 * P, 8 * P, 0).context("the file is gone")?;
+        // What waits for a buf asks again until there is one.
+        std::thread::sleep(Duration::from_millis(5));
+        buf::STOCK.store(usize::MAX, Ordering::Relaxed);
+        finish(bed, &file, sending, 20 * P, 8 * P)?;
+    }
+    Ok(())
+}
+
+/// Whoever else asks for a block gets the true answer, and waits for it.
+fn map_others(bed: &mut Bed, _: &Path) -> Result<()> {
+    use asyncpager::kpi::sys;
+
+    use crate::{locks::VnodeLocked, vfs};
+    slow(bed, 1)?;
+    let file = contiguous(bed);
+    let _locked = VnodeLocked::new(file.vnode, false, "VOP_READ");
+    for code in [0, sys::SYS_sendfile as u32] {
+        file.maps.forget();
+        let (mut place, mut after) = (-1, 0);
+        let error = crate::cpu::in_syscall(code, || {
+            // SAFETY: a VOP's argument block, live for the call. No page of
+            // the block is busied: this is cluster_read(), not sendfile.
+            unsafe {
+                let mut ap: sys::vop_bmap_args = std::mem::zeroed();
+                (ap.a_vp, ap.a_bn) = (file.vnode, 20);
+                (ap.a_bnp, ap.a_runp) = (&mut place, &mut after);
+                vfs::vop_bmap_apv(std::ptr::null_mut(), &mut ap)
+            }
+        });
+        ensure!(error == 0 && place == (30 * BLOCK / 512) as i64, "errno {error}, {place}");
+    }
+    Ok(())
+}
