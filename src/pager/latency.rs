@@ -38,26 +38,32 @@ static LAST_US: AtomicU32 = AtomicU32::new(10_000);
 /// Bytes of a small transfer, at most.
 const SMALL: u32 = 32 * 4096;
 
-fn entry(id: usize) -> &'static Entry {
+/// The entries in the order in which a device looks for its own.
+fn from_home(id: usize) -> impl Iterator<Item = &'static Entry> {
     let home = (id >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
-    let all = || ENTRIES.iter().cycle().skip(home).take(DEVICES);
-    let known = all().find(|entry| {
+    let (before, after) = ENTRIES.split_at_checked(home).unwrap_or((&[], &ENTRIES));
+    after.iter().chain(before)
+}
+
+fn entry(id: usize) -> &'static Entry {
+    // Nearly always the first.
+    let known = from_home(id).find(|entry| {
         let found = entry.id.load(Ordering::Relaxed);
         found == id
             || found == 0
                 && entry.id.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     });
-    let unused = || all().find(|entry| entry.in_flight.load(Ordering::Relaxed) == 0);
-    match known {
-        Some(entry) => entry,
-        None => {
-            let entry = unused().or_else(|| all().next()).unwrap_or(&ENTRIES[0]);
-            entry.id.store(id, Ordering::Relaxed);
-            entry.us.store(0, Ordering::Relaxed);
-            entry.small_us.store(0, Ordering::Relaxed);
-            entry
-        }
-    }
+    known.unwrap_or_else(|| take_over(id))
+}
+
+/// The entry of a device that has nothing in flight is its last one's no more.
+fn take_over(id: usize) -> &'static Entry {
+    let unused = |entry: &&Entry| entry.in_flight.load(Ordering::Relaxed) == 0;
+    let entry = from_home(id).find(unused).unwrap_or(&ENTRIES[0]);
+    entry.id.store(id, Ordering::Relaxed);
+    entry.us.store(0, Ordering::Relaxed);
+    entry.small_us.store(0, Ordering::Relaxed);
+    entry
 }
 
 /// A buf is on its way.
