@@ -25,8 +25,8 @@ use kpi::{
 /// The module's life.
 pub struct Asyncpager;
 
-/// Whether MOD_LOAD has succeeded: the kernel sends MOD_UNLOAD after a failed
-/// one too, and then there is nothing to give back.
+/// Whether MOD_LOAD has come so far that there is something to give back: the
+/// kernel sends MOD_UNLOAD after a failed one too.
 static LOADED: AtomicBool = AtomicBool::new(false);
 
 impl Module for Asyncpager {
@@ -42,9 +42,9 @@ impl Module for Asyncpager {
             tunables::release();
             pager::PBUFS.destroy();
         })?;
-        vop::take()?;
+        // From here on MOD_UNLOAD, which comes after a failure too, undoes all.
         LOADED.store(true, Ordering::Relaxed);
-        Ok(())
+        vop::take()
     }
 
     fn quiesce() -> Result<(), Errno> {

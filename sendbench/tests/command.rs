@@ -101,13 +101,14 @@ fn run_report_and_saved_json_agree() {
 
 #[test]
 fn a_run_is_cut_after_its_time() {
+    // Two waits at least: one for the first blocks, one for what the block map leads to.
     let output = testbed(&[
         "run",
         "-w=cold-stream",
         "--size=32M",
         "--chunk=4K",
         "--sndbuf=4K",
-        "--latency=5ms",
+        "--latency=600ms",
         "--seconds=1",
         "--rounds=1",
         "--json",
