@@ -42,6 +42,7 @@ impl Module for Asyncpager {
             tunables::release();
             pager::PBUFS.destroy();
         })?;
+        pager::late::start();
         // From here on MOD_UNLOAD, which comes after a failure too, undoes all.
         LOADED.store(true, Ordering::Relaxed);
         vop::take()
@@ -58,6 +59,7 @@ impl Module for Asyncpager {
         // A forced unload comes without quiesce; otherwise this finds nothing to do.
         vop::restore()?;
         readahead::end();
+        pager::late::end();
         tunables::release();
         pager::PBUFS.destroy();
         LOADED.store(false, Ordering::Relaxed);

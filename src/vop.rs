@@ -37,6 +37,9 @@ pub static MAP: AtomicBool = AtomicBool::new(true);
 /// VOP_GETPAGES_ASYNC with it: nobody else may serve that call.
 static PROMISED: Threads<64> = Threads::new();
 
+/// Whether promises may be made: no more, once somebody waits for the last.
+static PROMISING: AtomicBool = AtomicBool::new(false);
+
 /// Whether the slots are meant to be ours, and who is just changing them.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 static CHANGING: AtomicBool = AtomicBool::new(false);
@@ -171,10 +174,16 @@ unsafe extern "C" fn bmap(ap: *mut sys::vop_bmap_args) -> c_int {
         && MAP.load(Ordering::Relaxed)
         && ENABLED.load(Ordering::Relaxed)
         && proc::in_sendfile()
+        // Who needs the map next finds it in memory only if read-ahead brings it.
+        && readahead::ENABLED.load(Ordering::Relaxed)
         && let Some(pages) = chain::promise(&call)
         && PROMISED.note()
     {
-        return call.promise(pages).code();
+        // Noted first: who has seen the switch off counts this thread.
+        if PROMISING.load(Ordering::SeqCst) {
+            return call.promise(pages).code();
+        }
+        PROMISED.forget();
     }
     let vector = vnode.and_then(vector_of).unwrap_or(&VECTORS[1]);
     // SAFETY: unanswered.
@@ -199,6 +208,7 @@ fn changing<T>(change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
 pub fn take() -> Result<(), Errno> {
     changing(|| {
         TAKEN.store(true, Ordering::Relaxed);
+        PROMISING.store(true, Ordering::SeqCst);
         apply()
     })
 }
@@ -243,6 +253,7 @@ pub fn restore() -> Result<(), Errno> {
         if drained.is_err() {
             take_again();
             readahead::resume();
+            PROMISING.store(true, Ordering::SeqCst);
         } else {
             TAKEN.store(false, Ordering::Relaxed);
         }
@@ -255,6 +266,7 @@ fn drain() -> Result<(), Errno> {
         return Ok(());
     }
     // First no promises any more, then those given are kept.
+    PROMISING.store(false, Ordering::SeqCst);
     put_back(Slot::Bmap, bmap_entry())?;
     smp::pass_every_cpu();
     wait_until("promised runs", || PROMISED.count() as u64)?;
@@ -265,6 +277,7 @@ fn drain() -> Result<(), Errno> {
     wait_until("threads", || stats::INSIDE.now())?;
     readahead::stop();
     wait_until("bufs", || stats::IN_FLIGHT.now() as u64)?;
+    pager::late::drain();
     // Who has just left still has to return through our code.
     smp::pass_every_cpu();
     Ok(())
@@ -291,7 +304,7 @@ fn put_back(slot: Slot, ours: *mut c_void) -> Result<(), Errno> {
     if VECTORS.iter().filter(|vector| !vector.restore(slot, ours)).count() == 0 {
         return Ok(());
     }
-    kprintln!("somebody else has replaced getpages since: unload that first");
+    kprintln!("somebody else has replaced getpages or bmap since: unload that first");
     Err(Errno::EBUSY)
 }
 

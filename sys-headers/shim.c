@@ -178,6 +178,12 @@ shim_inode_number(struct vnode *vp)
 	return (VTOI(vp)->i_number);
 }
 
+uint64_t
+shim_inode_size(struct vnode *vp)
+{
+	return (*(volatile uint64_t *)&VTOI(vp)->i_size);
+}
+
 void
 shim_VOP_UNLOCK(struct vnode *vp)
 {

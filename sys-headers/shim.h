@@ -41,6 +41,7 @@ bool	shim_VN_IS_DOOMED(struct vnode *);
 int	shim_VOP_BMAP(struct vnode *, daddr_t, struct bufobj **, daddr_t *,
 	    int *, int *);
 uint64_t shim_inode_number(struct vnode *);
+uint64_t shim_inode_size(struct vnode *);
 void	shim_VOP_UNLOCK(struct vnode *);
 int	shim_vn_lock_shared_nowait(struct vnode *);
 bool	shim_block_in_memory(struct vnode *, daddr_t);

@@ -854,3 +854,61 @@ impl Drop for Parts {
         while self.pop().is_some() {}
     }
 }
+
+/// Completed bufs that wait for a thread, each with what is to be done with it.
+///
+/// # Invariants
+///
+/// A list, through `b_bobufs`, of owned pbufs: a buf of a device's bufobj is
+/// on none of the bufobj's own lists. `tqe_prev` holds a `fn(Pbuf)`.
+pub struct Line {
+    first: Option<NonNull<sys::buf>>,
+    last: Option<NonNull<sys::buf>>,
+}
+
+// SAFETY: owned pbufs, which are not tied to a thread.
+unsafe impl Send for Line {}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Line {
+    /// Nobody waits.
+    pub const fn new() -> Self {
+        Self { first: None, last: None }
+    }
+
+    /// Append a buf.
+    pub fn push(&mut self, part: Pbuf, go_on: fn(Pbuf)) {
+        let bp = ManuallyDrop::new(part).0;
+        // SAFETY: owned by the list from here on, as is the last one.
+        unsafe {
+            (*bp.as_ptr()).b_bobufs.tqe_next = ptr::null_mut();
+            (*bp.as_ptr()).b_bobufs.tqe_prev = go_on as *mut *mut sys::buf;
+            match self.last {
+                Some(last) => (*last.as_ptr()).b_bobufs.tqe_next = bp.as_ptr(),
+                None => self.first = Some(bp),
+            }
+        }
+        self.last = Some(bp);
+    }
+
+    /// Take the first buf off.
+    pub fn pop(&mut self) -> Option<(Pbuf, fn(Pbuf))> {
+        let bp = self.first?;
+        // SAFETY: owned by the list; `push` stored a fn(Pbuf).
+        let (next, go_on) = unsafe {
+            let link = (*bp.as_ptr()).b_bobufs;
+            let go_on = core::mem::transmute::<*mut *mut sys::buf, fn(Pbuf)>(link.tqe_prev);
+            (link.tqe_next, go_on)
+        };
+        self.first = NonNull::new(next);
+        if self.first.is_none() {
+            self.last = None;
+        }
+        Some((Pbuf(bp), go_on))
+    }
+}

@@ -39,10 +39,10 @@ impl<const N: usize> Threads<N> {
     pub fn note(&self) -> bool {
         let me = curthread();
         let free = self.all.iter().any(|entry| {
-            entry.compare_exchange(0, me, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            entry.compare_exchange(0, me, Ordering::SeqCst, Ordering::Relaxed).is_ok()
         });
         if free {
-            self.count.fetch_add(1, Ordering::AcqRel);
+            self.count.fetch_add(1, Ordering::SeqCst);
         }
         free
     }
@@ -63,7 +63,7 @@ impl<const N: usize> Threads<N> {
 
     /// How many are noted.
     pub fn count(&self) -> usize {
-        self.count.load(Ordering::Acquire)
+        self.count.load(Ordering::SeqCst)
     }
 }
 

@@ -141,6 +141,12 @@ impl<'a> Vnode<'a> {
         Errno::check(unsafe { sys::shim_VOP_BMAP(self.0.as_ptr(), lbn, bo, blkno, after, before) })
     }
 
+    /// The file's size as its inode has it now. A hint: nothing keeps it.
+    pub fn inode_size(&self) -> u64 {
+        // SAFETY: a live vnode of FFS; one aligned word.
+        unsafe { sys::shim_inode_size(self.0.as_ptr()) }
+    }
+
     /// Whether a block, an indirect one if `lbn` is negative, can be had
     /// without a disk. A hint: nothing keeps it there. Does not sleep.
     pub fn in_memory(&self, lbn: i64) -> bool {

@@ -353,6 +353,11 @@ impl<'a> Bmap<'a> {
     }
 }
 
+/// Whether a vnode's operations are FFS's.
+pub fn is_ffs(vnode: Vnode<'_>) -> bool {
+    [Which::Ffs1, Which::Ffs2].iter().any(|which| Vector::new(*which).is_of(vnode))
+}
+
 /// The vnode of a VOP_BMAP.
 ///
 /// # Safety

@@ -5,18 +5,19 @@
 //! calls the pager, and VOP_BMAP would read an indirect block to answer. When
 //! that block is not in memory, [`promise`] answers with a run that nobody has
 //! looked up, and [`send`] serves it: a buf reads the pointers, level by level,
-//! and its completion plans and sends the request itself.
+//! and when they are there the request is planned and sent, by a thread of our
+//! own, since a completion thread may not.
 //!
 //! What it reads past the buffer cache is the truth: the blocks were not in
 //! memory while the vnode was locked, so the disk has their newest contents,
 //! and none of their pointers that matter can change before the request is
-//! answered. Who frees or moves a block, or fills a hole, first needs the
-//! pages that lie there, and these are busied.
+//! answered. Who moves a block or fills a hole first needs the pages that lie
+//! there, and these are busied; who truncates the file first tells its size.
 
 use core::ptr::NonNull;
 
 use super::{
-    PBUFS, Stop, complete, latency,
+    PBUFS, Stop, complete, late, latency,
     map::{self, Path, Table},
     plan::{Extent, PAGE, Wishes},
     plan_from,
@@ -166,8 +167,18 @@ unsafe extern "C" fn iodone(bp: *mut sys::buf) {
     // SAFETY: the caller's promise.
     let mut chain = unsafe { Pbuf::from_iodone(bp) };
     latency::came_back(&chain);
-    let outcome = chain.settle();
-    match outcome.and_then(|()| next(&mut chain)) {
+    match chain.settle() {
+        Ok(()) => late::later(chain, go_on),
+        Err(error) => {
+            end(chain, Err(error));
+            stats::IN_FLIGHT.leave();
+        }
+    }
+}
+
+/// Pointers have been read. May sleep for a bio, never for a disk.
+fn go_on(mut chain: Pbuf) {
+    match next(&mut chain) {
         Ok(Next::Read) => read_on(chain),
         Ok(Next::Done) => end(chain, Ok(())),
         Err(error) => end(chain, Err(error)),
@@ -195,6 +206,12 @@ fn next(chain: &mut Pbuf) -> Result<Next, Errno> {
     let target = Target::of_lead(lead, chain).ok_or(Errno::EIO)?;
     let block = target.place.geometry.block;
     let pointers = target.place.vnode.pointers().ok_or(Errno::EIO)?;
+    // What a truncated file's indirect blocks were may be somebody else's by
+    // now: soft updates free them before they wait for our pages, but not
+    // before the inode has its new size.
+    if target.place.vnode.inode_size() <= target.first.saturating_mul(PAGE) {
+        return Err(Errno::EIO);
+    }
     let lbn = target.place.lbn(target.first);
     let path = Path::new(lbn, pointers.per_block).ok_or(Errno::EIO)?;
     let level = chain.level();

@@ -6,6 +6,7 @@
 use core::ptr::NonNull;
 
 use super::{
+    late::later,
     latency,
     plan::{self, PAGE},
     request::Target,
@@ -52,6 +53,11 @@ pub unsafe extern "C" fn iodone(bp: *mut sys::buf) {
     }
 }
 
+fn send_again(part: Pbuf) {
+    latency::sent(&part);
+    part.send(&Form::Async(iodone));
+}
+
 /// A part's I/O is over. When it was the request's last, the request is answered.
 ///
 /// The caller owns the completed buf, and no lock.
@@ -68,6 +74,10 @@ pub fn complete(mut part: Pbuf, form: &Form) -> Progress {
             return arrive(part, Err(error));
         }
         stats::RETRIES.add(1);
+        if matches!(form, Form::Async(_)) {
+            later(part, send_again);
+            return Progress::SentAgain;
+        }
         latency::sent(&part);
         match part.send(form) {
             Some(again) => {
@@ -88,8 +98,14 @@ pub fn settle(part: &mut Pbuf) -> Result<(), Errno> {
             // The read lock keeps the file's end where it is.
             let locked = object.read();
             let eof = locked.vnp_size();
-            for page in part.pages().iter().filter(|page| !page.is_bogus()) {
-                let below = plan::below_eof(page.pindex(), eof);
+            // The file may have grown since the buf was sent: what the
+            // transfer did not reach is zeroed too. With small blocks that
+            // is for other bufs to read.
+            let small = part.vnode().is_some_and(|vnode| u64::from(vnode.block_size()) < PAGE);
+            let reached = if small { u64::MAX } else { u64::from(part.bytes()) };
+            for (i, page) in (0u64..).zip(part.pages()).filter(|(_, page)| !page.is_bogus()) {
+                let there = reached.saturating_sub(i.saturating_mul(PAGE)).min(PAGE) as u32;
+                let below = plan::below_eof(page.pindex(), eof).min(there);
                 page.zero(below, PAGE as u32 - below);
             }
             for page in part.extras() {

@@ -49,9 +49,9 @@ fn entry(id: usize) -> &'static Entry {
     // Nearly always the first.
     let known = from_home(id).find(|entry| {
         let found = entry.id.load(Ordering::Relaxed);
-        found == id
-            || found == 0
-                && entry.id.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        let claim = || entry.id.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed);
+        // Another CPU may claim it for the same device.
+        found == id || found == 0 && claim().map_or_else(|now| now == id, |_| true)
     });
     known.unwrap_or_else(|| take_over(id))
 }
@@ -77,7 +77,10 @@ pub fn sent(part: &Pbuf) {
 pub fn came_back(part: &Pbuf) {
     let Some(device) = part.device() else { return };
     let entry = entry(device.id());
-    let others = entry.in_flight.fetch_sub(1, Ordering::Relaxed).saturating_sub(1);
+    // An entry may have been taken over meanwhile.
+    let less = |n: u32| n.checked_sub(1);
+    let before = entry.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    let others = before.unwrap_or(1).saturating_sub(1);
     // With a queue before it, a buf's time says more about the queue.
     if others <= ALONE {
         let took = part.took_us();

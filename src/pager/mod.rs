@@ -3,6 +3,7 @@
 
 pub mod chain;
 pub mod complete;
+pub mod late;
 pub mod latency;
 pub mod map;
 pub mod plan;

@@ -71,6 +71,8 @@ static ARMED: AtomicBool = AtomicBool::new(false);
 static STOPPED: AtomicBool = AtomicBool::new(true);
 /// Sets that have a stream to look at, a bit each.
 static LIVE: [AtomicU64; MAX_SETS / 64] = [const { AtomicU64::new(0) }; MAX_SETS / 64];
+/// The next stream's number.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
 /// Where the timer goes on.
 static HAND: AtomicU32 = AtomicU32::new(0);
 /// Pages a second of the streams seen last; at first 128 MiB.
@@ -205,11 +207,11 @@ fn note<'a>(slots: &'a mut [Option<Slot>; WAYS], miss: &Miss, now: u64) -> Optio
     }
     let age = |slot: &Option<Slot>| slot.as_ref().map_or(u64::MAX, |s| s.stream.idle_us(now));
     let place = slots.iter_mut().max_by_key(|slot| age(slot))?;
-    let generation = place.as_ref().map_or(0, |old| {
+    if let Some(old) = place {
         stats::RESETS.add(1);
         trust(&old.stream, limits);
-        old.generation.wrapping_add(1)
-    });
+    }
+    let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     let stream = Stream::begin(
         miss.first,
         miss.count,
@@ -272,7 +274,7 @@ impl Slot {
         let (front, end) = (self.stream.front(), self.stream.end());
         // As far as it can have come since, and once more.
         let expected = u64::from(self.stream.rate()) * u64::from(POLL.get()) / 250_000;
-        let far = end.min(front.saturating_add(expected.max(512)));
+        let far = end.min(front.saturating_add(expected.clamp(512, 4096)));
         let last = (front..far).step_by(STEP).filter(|pindex| seen.is_wired(*pindex)).last();
         if let Some(last) = last {
             let fine = (last..far.min(last + STEP as u64)).take_while(|p| seen.is_wired(*p));
@@ -337,13 +339,13 @@ impl Work for Set {
 /// Have the timer look at a set.
 fn look_at(index: usize) {
     if let Some(word) = LIVE.get(index / 64) {
-        word.fetch_or(1 << (index % 64), Ordering::Release);
+        word.fetch_or(1 << (index % 64), Ordering::SeqCst);
         arm();
     }
 }
 
 fn arm() {
-    if !STOPPED.load(Ordering::Acquire) && !ARMED.swap(true, Ordering::AcqRel) {
+    if !STOPPED.load(Ordering::Acquire) && !ARMED.swap(true, Ordering::SeqCst) {
         TIMER.reset(POLL.get(), tick);
     }
 }
@@ -375,8 +377,8 @@ fn tick() {
             break;
         }
     }
-    ARMED.store(false, Ordering::Release);
-    if LIVE.iter().any(|word| word.load(Ordering::Acquire) != 0) {
+    ARMED.swap(false, Ordering::SeqCst);
+    if LIVE.iter().any(|word| word.load(Ordering::SeqCst) != 0) {
         arm();
     }
 }

@@ -8,6 +8,7 @@ use crate::{
         buf::{Form, Pbuf, Transfer},
         sys, systm,
         vnode::Identity,
+        vnode_if,
     },
     pager::{
         PBUFS, complete, extent, latency,
@@ -62,7 +63,8 @@ fn within<T>(identity: Identity, f: impl FnOnce(&Place<'_>) -> T) -> Result<T, W
     let held = identity.hold().ok_or(Why::Gone)?;
     let locked = held.try_lock().ok_or(Why::Locked)?;
     let vnode = locked.vnode();
-    if vnode.is_doomed() || !identity.is_of(vnode) {
+    // The same addresses may be another filesystem's file by now.
+    if vnode.is_doomed() || !identity.is_of(vnode) || !vnode_if::is_ffs(vnode) {
         return Err(Why::Gone);
     }
     let object = vnode.object().ok_or(Why::Gone)?;
@@ -97,6 +99,10 @@ fn walk(place: &Place<'_>, range: Range<u64>, tag: usize, in_flight: u32) -> (u6
                 Err(why) => return (at, Some(why)),
             },
         }
+    }
+    if end <= range.start {
+        // The file has become shorter.
+        return (range.start, Some(Why::Gone));
     }
     bring(place, end.saturating_add(end - range.start));
     (end, None)

@@ -398,6 +398,8 @@ unsafe extern "C" fn strategy(bo: *mut sys::bufobj, bp: *mut sys::buf) {
     // SAFETY: the caller gives the buf up.
     let buf = unsafe { &mut *bp };
     no_lock(call);
+    // g_alloc_bio() waits for memory.
+    may_sleep(call);
     rule(call, buf.b_bufobj == bo, "b_bufobj is another one");
     if buf.b_flags & sys::B_ASYNC as u32 != 0 {
         rule(call, buf::is_disowned(bp), "an async buf's lock still belongs to this thread");

@@ -125,6 +125,7 @@ impl File {
                 *to = *from as c_char;
             }
             (*ip).i_number = inode.number;
+            (*ip).i_size = inode.size;
             (*ip).i_flag = if inode.indirect.wide { IN_UFS2 } else { 0 };
             let fragment = inode.indirect.fragment.max(512);
             (*ump).um_nindir = mount.block / if inode.indirect.wide { 8 } else { 4 };
@@ -165,6 +166,10 @@ impl File {
     pub fn set_size(&self, size: u64) {
         let _exclusive = VnodeLocked::new(self.vnode, true, "ffs_truncate");
         let size = size.min(self.inode.size);
+        with_vnode("ffs_truncate", self.vnode, |fields| {
+            // SAFETY: an inode that lives as long as its vnode is not doomed.
+            unsafe { (*fields.v_data.cast::<sys::inode>()).i_size = size }
+        });
         vm::set_size(self.object, size);
         self.size.store(size, Ordering::Release);
     }

@@ -95,6 +95,23 @@ checks! {
     swap_pager: "swap-pager",
     stock_model: "stock-model",
     never_waits: "never-waits",
+    stream: "stream",
+    stream_seen: "stream-seen",
+    stream_gap: "stream-gap",
+    stream_random: "stream-random",
+    stream_lost: "stream-lost",
+    stream_over: "stream-over",
+    stream_error: "stream-error",
+    stream_memory: "stream-memory",
+    stream_cut: "stream-cut",
+    stream_unmount: "stream-unmount",
+    stream_switches: "stream-switches",
+    map: "map",
+    map_levels: "map-levels",
+    map_holes: "map-holes",
+    map_error: "map-error",
+    map_no_pbuf: "map-no-pbuf",
+    map_others: "map-others",
 }
 
 /// Images with 4, 32 and 64 KiB blocks and files of all shapes.

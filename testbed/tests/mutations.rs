@@ -268,7 +268,11 @@ mutations! {
     hole_in_the_map_read: "map-holes", "src/pager/map.rs",
         "Some((blkno > 0).then_some(blkno))" => "Some(Some(blkno.max(1)))";
     map_error_believed: "map-error", "src/pager/chain.rs",
-        "match outcome.and_then(|()| next(&mut chain)) {" => "match next(&mut chain) {";
+        "match chain.settle() {" => "let _ = chain.settle(); match Ok::<(), Errno>(()) {";
+    io_from_a_completion: "map", "src/pager/chain.rs",
+        "Ok(()) => late::later(chain, go_on)," => "Ok(()) => go_on(chain),";
+    retry_from_a_completion: "error-only-ahead", "src/pager/complete.rs",
+        "later(part, send_again);" => "send_again(part); let _ = later;";
     map_request_lost_without_bufs: "map-no-pbuf", "src/pager/chain.rs",
         "chain.set_tag(plan.done as usize);\n            Ok(Next::Read)" => "Ok(Next::Done)";
     pointers_leaked: "map", "src/kpi/buf.rs",
