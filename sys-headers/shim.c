@@ -178,10 +178,18 @@ shim_inode_number(struct vnode *vp)
 	return (VTOI(vp)->i_number);
 }
 
+/*
+ * What comes after the dinode in struct inode is elsewhere in a kernel with
+ * DIAGNOSTIC, so that size and flags are read from the dinode itself.
+ */
 uint64_t
 shim_inode_size(struct vnode *vp)
 {
-	return (*(volatile uint64_t *)&VTOI(vp)->i_size);
+	struct inode *ip = VTOI(vp);
+
+	return (I_IS_UFS1(ip) ?
+	    *(volatile uint64_t *)&ip->i_din1->di_size :
+	    *(volatile uint64_t *)&ip->i_din2->di_size);
 }
 
 void
@@ -226,7 +234,7 @@ shim_map_of(struct vnode *vp, struct shim_map *map)
 	map->bptrtodb = ump->um_bptrtodb;
 	map->seqinc = ump->um_seqinc;
 	map->wide = !I_IS_UFS1(ip);
-	return (!IS_SNAPSHOT(ip));
+	return ((DIP(ip, i_flags) & SF_SNAPSHOT) == 0);
 }
 
 void

@@ -125,8 +125,13 @@ impl File {
                 *to = *from as c_char;
             }
             (*ip).i_number = inode.number;
-            (*ip).i_size = inode.size;
             (*ip).i_flag = if inode.indirect.wide { IN_UFS2 } else { 0 };
+            if inode.indirect.wide {
+                (*ip).dinode_u.din2 = graves::born("dinode");
+            } else {
+                (*ip).dinode_u.din1 = graves::born("dinode");
+            }
+            set_dinode_size(ip, inode.size);
             let fragment = inode.indirect.fragment.max(512);
             (*ump).um_nindir = mount.block / if inode.indirect.wide { 8 } else { 4 };
             (*ump).um_bptrtodb = u64::from((fragment / 512).trailing_zeros());
@@ -168,7 +173,7 @@ impl File {
         let size = size.min(self.inode.size);
         with_vnode("ffs_truncate", self.vnode, |fields| {
             // SAFETY: an inode that lives as long as its vnode is not doomed.
-            unsafe { (*fields.v_data.cast::<sys::inode>()).i_size = size }
+            unsafe { set_dinode_size(fields.v_data.cast(), size) }
         });
         vm::set_size(self.object, size);
         self.size.store(size, Ordering::Release);
@@ -217,7 +222,16 @@ impl File {
                 std::mem::replace(&mut fields.v_data, std::ptr::null_mut()),
             )
         });
-        graves::bury(inode.cast::<sys::inode>());
+        // SAFETY: alive until they are buried.
+        unsafe {
+            let inode = inode.cast::<sys::inode>();
+            if (*inode).i_flag & IN_UFS2 != 0 {
+                graves::bury((*inode).dinode_u.din2);
+            } else {
+                graves::bury((*inode).dinode_u.din1);
+            }
+            graves::bury(inode);
+        }
         drop(locked);
         // SAFETY: alive until it is buried.
         graves::bury(unsafe { (*mount).mnt_data }.cast::<sys::ufsmount>());
@@ -329,6 +343,18 @@ fn file(call: &str, vnode: *mut sys::vnode) -> Arc<File> {
 
 /// Of `i_flag`: the inode is UFS2's.
 const IN_UFS2: u32 = 0x0400;
+
+/// Write a file's size into its dinode.
+unsafe fn set_dinode_size(inode: *mut sys::inode, size: u64) {
+    // SAFETY: an inode with its dinode, which its flag tells the type of.
+    unsafe {
+        if (*inode).i_flag & IN_UFS2 != 0 {
+            (*(*inode).dinode_u.din2).di_size = size;
+        } else {
+            (*(*inode).dinode_u.din1).di_size = size;
+        }
+    }
+}
 
 /// `VOP_BMAP_APV`: the vnode's own VOP.
 pub extern "C" fn vop_bmap_apv(_: *mut sys::vop_vector, ap: *mut sys::vop_bmap_args) -> c_int {
