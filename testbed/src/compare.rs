@@ -76,7 +76,10 @@ fn one(common: &Common, way: Way, requests: u64) -> Result<Value> {
     let mut rng = fastrand::Rng::with_seed(common.seed);
     let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(DISK).collect();
     let ko = (way == Way::Module).then_some(common.ko.as_path());
-    let bed = Bed::new(ko, &Options::default(), image, 512, common.seed, false)?;
+    // What a request itself costs: what read-ahead does for the next one aside.
+    let tunables = vec![("vfs.asyncpager.readahead.enabled".to_string(), "0".to_string())];
+    let options = Options { tunables, ..Options::default() };
+    let bed = Bed::new(ko, &options, image, 512, common.seed, false)?;
     cpu::attach();
     vfs::EMULATED.store(way == Way::Emulation, Ordering::Relaxed);
     let files = files(&bed, &mut rng);

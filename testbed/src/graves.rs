@@ -24,17 +24,23 @@ struct Graves {
 }
 
 static GRAVES: LazyLock<Mutex<Graves>> = LazyLock::new(|| {
-    let at = reserve(SPACE) as usize;
+    // At the same place each time, as far as the host allows: the module spreads
+    // files by their addresses, and one thread is to repeat itself.
+    let at = reserve_at(0x2000_0000_0000, SPACE) as usize;
     catch_faults();
     Mutex::new(Graves { next: at, end: at + SPACE, things: Vec::new() })
 });
 
 /// Addresses that nothing backs.
 pub fn reserve(bytes: usize) -> *mut u8 {
+    reserve_at(0, bytes)
+}
+
+fn reserve_at(hint: usize, bytes: usize) -> *mut u8 {
     // SAFETY: a fresh mapping without access.
     let at = unsafe {
         libc::mmap(
-            ptr::null_mut(),
+            hint as *mut _,
             bytes,
             libc::PROT_NONE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
