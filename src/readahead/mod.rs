@@ -17,7 +17,7 @@ pub mod window;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use self::{
-    stream::{Fit, Limits, Pace, Stream},
+    stream::{Ask, Fit, Limits, Pace, Stream},
     window::Why,
 };
 use crate::{
@@ -56,9 +56,9 @@ pub static STREAMS: Limit = Limit::new(2048, 8, (MAX_SETS * WAYS) as u32);
 /// Streams of a set.
 const WAYS: usize = 8;
 const MAX_SETS: usize = 64 * 64;
-/// Sets looked at by one run of the timer: with many streams each is looked
+/// Places looked at by one run of the timer: with many streams each is looked
 /// at less often, and each is slower.
-const BUDGET: usize = 64;
+const BUDGET: u32 = 4096;
 /// A stream that stands still for so long is not looked at any more.
 const IDLE_US: u64 = 2_000_000;
 /// Threads that read windows. One waits for one disk at a time.
@@ -95,6 +95,8 @@ struct Slot {
     reading: bool,
     /// A page whose block map is to be brought into memory.
     unmapped: Option<u64>,
+    /// Counts the looks at the consumer.
+    looks: u8,
 }
 
 /// See the module's documentation.
@@ -119,7 +121,7 @@ fn is_worth_hiding(device: usize) -> bool {
 
 fn pace(device: usize) -> Pace {
     let (rate, trust) = (RATE.load(Ordering::Relaxed), TRUST.load(Ordering::Relaxed));
-    Pace { latency_us: latency::of(device), rate, trust }
+    Pace { latency_us: latency::of(device), rate, trust, poll_us: POLL.get() }
 }
 
 /// Make the table, the threads and the timer. May sleep.
@@ -189,15 +191,19 @@ pub fn missed(miss: &Miss) {
 /// Note a miss: in the stream that it continues, or in the place of the
 /// oldest one as the beginning of a new stream.
 fn note<'a>(slots: &'a mut [Option<Slot>; WAYS], miss: &Miss, now: u64) -> Option<&'a mut Slot> {
-    let limits = limits();
+    let (limits, pace) = (limits(), pace(miss.device));
+    let Miss { first, count, wish, ahead, unmapped, .. } = *miss;
+    let ask = Ask { first, count, wish, ahead, unmapped };
     let same = |slot: &Slot| slot.identity == miss.identity;
     let continued = slots.iter_mut().enumerate().find_map(|(i, place)| {
         let slot = place.as_mut().filter(|slot| same(slot))?;
-        match slot.stream.missed(miss.first, miss.count, miss.ahead, now, limits) {
+        let before = slot.stream.unused();
+        let counter = match slot.stream.missed(ask, now, pace, limits) {
             Fit::No => return None,
-            Fit::RanOut | Fit::Gap => {}
-            Fit::Lost(pages) => stats::PAGES_WASTED.add(pages.min(u64::from(u32::MAX)) as u32),
-        }
+            Fit::Same | Fit::RanOut | Fit::Gap => &stats::PAGES_USED,
+            Fit::Lost => &stats::PAGES_WASTED,
+        };
+        counter.add(before.saturating_sub(slot.stream.unused()));
         slot.file = miss.file;
         slot.unmapped = miss.unmapped.then_some(miss.first);
         Some(i)
@@ -212,15 +218,7 @@ fn note<'a>(slots: &'a mut [Option<Slot>; WAYS], miss: &Miss, now: u64) -> Optio
         trust(&old.stream, limits);
     }
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-    let stream = Stream::begin(
-        miss.first,
-        miss.count,
-        miss.ahead,
-        miss.wish,
-        now,
-        pace(miss.device),
-        limits,
-    );
+    let stream = Stream::begin(ask, now, pace, limits);
     let (identity, device, file) = (miss.identity, miss.device, miss.file);
     let unmapped = miss.unmapped.then_some(miss.first);
     Some(place.insert(Slot {
@@ -231,6 +229,7 @@ fn note<'a>(slots: &'a mut [Option<Slot>; WAYS], miss: &Miss, now: u64) -> Optio
         generation,
         reading: false,
         unmapped,
+        looks: 0,
     }))
 }
 
@@ -269,25 +268,40 @@ impl Slot {
         self.stream.want(self.file, room, now, pace(self.device), limits())
     }
 
-    /// Where the consumer is now: behind the last wired page.
-    fn look(&mut self, seen: &Seen<'_>, now: u64) {
+    /// Where the consumer is now: behind the last wired page. Gives how many
+    /// places were looked at.
+    fn look(&mut self, seen: &Seen<'_>, now: u64) -> u32 {
         let (front, end) = (self.stream.front(), self.stream.end());
-        // As far as it can have come since, and once more.
-        let expected = u64::from(self.stream.rate()) * u64::from(POLL.get()) / 250_000;
-        let far = end.min(front.saturating_add(expected.clamp(512, 4096)));
-        let last = (front..far).step_by(STEP).filter(|pindex| seen.is_wired(*pindex)).last();
+        // What it has used last is still on its way to the socket: then it is
+        // near, unless that is another one's who has got no further.
+        self.looks = self.looks.wrapping_add(1);
+        let near = seen.is_wired(front.saturating_sub(1)) && self.looks % OTHERS != 0;
+        let far = if near { end.min(front.saturating_add(NEAR)) } else { end };
+        let (mut looked, mut last) = (1, None);
+        for pindex in stream::places(front, far) {
+            looked += 1;
+            if seen.is_wired(pindex) {
+                last = Some(pindex);
+            }
+        }
         if let Some(last) = last {
-            let fine = (last..far.min(last + STEP as u64)).take_while(|p| seen.is_wired(*p));
-            let moved = self.stream.seen(last + fine.count() as u64, now, limits());
-            stats::PAGES_USED.add(moved.min(u64::from(u32::MAX)) as u32);
+            let next = far.min(last + stream::step(last.saturating_sub(front)));
+            let fine = (last..next).take_while(|pindex| seen.is_wired(*pindex)).count();
+            let before = self.stream.unused();
+            self.stream.seen(last + fine as u64, now, limits());
+            stats::PAGES_USED.add(before.saturating_sub(self.stream.unused()));
             let (rate, known) = (self.stream.rate(), RATE.load(Ordering::Relaxed));
             RATE.store((known - known / 16).max(rate), Ordering::Relaxed);
+            looked += fine as u32;
         }
+        looked
     }
 }
 
-/// Pages between two that are looked at: no socket buffer in use is smaller.
-const STEP: usize = 8;
+/// Pages within which a consumer is looked for that cannot be far.
+const NEAR: u64 = 512;
+/// One look in so many does not believe that.
+const OTHERS: u8 = 8;
 
 impl Work for Set {
     fn task(&self) -> &Task {
@@ -313,14 +327,15 @@ impl Work for Set {
             let Some(range) = range else { continue };
             let tag = (self.index * WAYS + way) | (generation as usize) << 32;
             let from = range.start;
-            let (to, why) = window::read(identity, range, tag, IN_FLIGHT.get());
+            let window::Outcome { to, new, why } =
+                window::read(identity, range, tag, IN_FLIGHT.get());
             stats::WINDOWS.add(1);
             let mut slots = self.slots.lock();
             let Some(place) = slots.get_mut(way) else { continue };
             if let Some(slot) = place.as_mut().filter(|slot| slot.generation == generation) {
                 slot.reading = false;
                 if to > from {
-                    slot.stream.read(from..to, systm::uptime_us());
+                    slot.stream.read(from..to, new, systm::uptime_us());
                 }
                 match why {
                     None => {}
@@ -366,10 +381,9 @@ fn tick() {
             if let Some(set) = sets.get(at * 64 + bit as usize) {
                 // Cleared first: who has it looked at meanwhile sets it again.
                 word.fetch_and(!(1 << bit), Ordering::AcqRel);
-                if look(set, now) {
+                if look(set, now, &mut budget) {
                     word.fetch_or(1 << bit, Ordering::Release);
                 }
-                budget = budget.saturating_sub(1);
             }
         }
         if budget == 0 {
@@ -385,7 +399,7 @@ fn tick() {
 
 /// Look at a set's consumers, and have read what they want. Whether there is
 /// one to be looked at again.
-fn look(set: &Set, now: u64) -> bool {
+fn look(set: &Set, now: u64, budget: &mut u32) -> bool {
     let (mut live, mut wants) = (false, false);
     let mut slots = set.slots.lock();
     for place in slots.iter_mut() {
@@ -395,12 +409,14 @@ fn look(set: &Set, now: u64) -> bool {
         }
         let identity = slot.identity;
         // An object whose lock is taken is looked at the next time.
-        let gone = identity.look(|seen| seen.map(|seen| slot.look(seen, now)).is_none());
-        if gone == Some(true) {
-            *place = None;
-            continue;
+        match identity.look(|seen| seen.map(|seen| slot.look(seen, now))) {
+            Some(None) => {
+                *place = None;
+                continue;
+            }
+            looked => *budget = budget.saturating_sub(looked.flatten().unwrap_or(1)),
         }
-        live |= slot.stream.end() < slot.file;
+        live |= slot.stream.goes_on(slot.file);
         wants |= slot.wants(now).is_some();
     }
     drop(slots);

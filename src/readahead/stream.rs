@@ -24,6 +24,29 @@ pub struct Pace {
     pub rate: u32,
     /// How far a stream that nothing is known of may be read at once.
     pub trust: u32,
+    /// Microseconds between two looks at a consumer.
+    pub poll_us: u32,
+}
+
+/// A request that had to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The first page asked for.
+    pub first: u64,
+    /// Pages asked for.
+    pub count: u32,
+    /// Pages that the caller will want next.
+    pub wish: u32,
+    /// Pages that are read ahead with them.
+    pub ahead: u32,
+    /// Their block map has to be read first.
+    pub unmapped: bool,
+}
+
+impl Ask {
+    fn end(&self) -> u64 {
+        self.first.saturating_add(u64::from(self.count))
+    }
 }
 
 /// How a miss fits a stream.
@@ -31,24 +54,38 @@ pub struct Pace {
 pub enum Fit {
     /// It is somewhere else.
     No,
+    /// It is a part of the call that the last one was a part of.
+    Same,
     /// The consumer has used up what was read.
     RanOut,
     /// It is in the gap that was left for the consumer to ask for.
     Gap,
-    /// So many pages had been read, or were about to be, and are not there.
-    Lost(u64),
+    /// Pages had been read, or were about to be, and are not there.
+    Lost,
 }
 
 /// A consumer that may be going through a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
+    /// The page that it began with.
+    origin: u64,
     /// The page that the consumer needs next.
     front: u64,
     /// Every page before this one was asked for or read ahead.
     end: u64,
-    /// Before this page there may be some that the last window has left out.
+    /// So far a caller has said that it will go.
+    wanted: u64,
+    /// The last window has left these out for the consumer to ask for.
+    gap: u64,
     gap_end: u64,
-    /// The most pages that the consumer has asked for at once.
+    /// The consumer has asked for the first of them: the others may come with
+    /// those, since it has to wait anyway.
+    gap_asked: bool,
+    /// Where the call began that the last miss was a part of, and the time of
+    /// that miss.
+    call: u64,
+    asked_us: u64,
+    /// The most pages that the consumer has asked for in one call.
     reach: u32,
     /// The window that it began with.
     first_window: u32,
@@ -56,14 +93,20 @@ pub struct Stream {
     window: u32,
     /// Pages used since the window grew.
     used: u32,
+    /// Pages of windows that the consumer has not come to yet.
+    unused: u32,
     /// Pages a second; 0 if unknown.
     rate: u32,
     /// Up to here the window has grown for being too small.
     grown_at: u64,
-    /// Whether it was followed from the file's beginning on.
-    began: bool,
+    /// Whether it was trusted to go on for as long as nothing speaks against it.
+    trusted: bool,
     /// Whether it has gone on from one place to the next, or is meant to.
     following: bool,
+    /// Whether it has gone on from one call to the next, or is trusted.
+    sure: bool,
+    /// The consumer waits for the block map, and then for its data.
+    unmapped: bool,
     /// When the front last moved, in microseconds.
     moved_us: u64,
     /// When a window was last read.
@@ -75,47 +118,79 @@ pub struct Stream {
     stalled: bool,
 }
 
-/// From so many pages that a caller wants in all, a file's beginning is the
-/// beginning of a stream.
-const WHOLE: u32 = 64;
-/// The time over which a rate is measured.
-const RATE_US: u64 = 4_000;
+/// From so many pages on that a caller wants or has had, a file's beginning is
+/// the beginning of a stream.
+const WHOLE: u64 = 64;
+/// Misses in so short a time are of one call, which asks once for each extent.
+const CALL_US: u64 = 2_000;
+/// The time over which a rate is measured: over less, it is one of bursts.
+const RATE_US: u64 = 16_000;
+/// Pages between two places looked at: no socket buffer in use is smaller.
+const STEP: u64 = 8;
+/// Steps are longer far from where the consumer was, by this part of the way.
+const SPREAD: u64 = 64;
+
+/// Pages from a place `far` pages before the consumer to the next one to be
+/// looked at.
+pub fn step(far: u64) -> u64 {
+    STEP.max(far / SPREAD)
+}
+
+/// Where to look for a consumer that needed `front` last, up to `end`: a few
+/// hundred places at most, however far that is.
+pub fn places(front: u64, end: u64) -> impl Iterator<Item = u64> {
+    let next = move |at: &u64| Some(at.saturating_add(step(at.saturating_sub(front))));
+    core::iter::successors(Some(front), next).take_while(move |at| *at < end)
+}
 
 impl Stream {
-    /// A stream that begins with a miss: `count` pages from `first` on, of
-    /// which and with which `wish` more the caller will want, `ahead` of them
-    /// read with it.
-    pub fn begin(
-        first: u64,
-        count: u32,
-        ahead: u32,
-        wish: u32,
-        now_us: u64,
-        pace: Pace,
-        limits: Limits,
-    ) -> Self {
-        let front = first.saturating_add(u64::from(count));
-        let most = limits.max.min(pace.trust).max(limits.initial);
-        let window = hidden(pace.rate, pace).clamp(limits.initial, most);
-        let began = first == 0 && count.saturating_add(wish) >= WHOLE;
-        Self {
+    /// A stream that begins with a miss.
+    pub fn begin(ask: Ask, now_us: u64, pace: Pace, limits: Limits) -> Self {
+        let front = ask.end();
+        let mut stream = Self {
+            origin: ask.first,
             front,
-            end: front.saturating_add(u64::from(ahead)),
+            end: front.saturating_add(u64::from(ask.ahead)),
+            wanted: front.saturating_add(u64::from(ask.wish)),
+            gap: 0,
             gap_end: 0,
-            reach: count,
-            first_window: window,
-            window,
+            gap_asked: false,
+            call: ask.first,
+            asked_us: now_us,
+            reach: ask.count,
+            first_window: 0,
+            window: ask.wish,
             used: 0,
+            unused: 0,
             rate: 0,
             grown_at: 0,
-            began,
-            following: began,
+            trusted: false,
+            following: ask.wish > 0,
+            sure: false,
+            unmapped: ask.unmapped,
             moved_us: now_us,
             read_us: now_us,
             rated_us: now_us,
             rated_at: front,
             stalled: true,
+        };
+        stream.trust(pace, limits);
+        stream
+    }
+
+    /// Who goes so far from a file's beginning is trusted to go on, and so is
+    /// who has come as far as a first window from anywhere.
+    fn trust(&mut self, pace: Pace, limits: Limits) {
+        let begins = self.origin == 0 && self.wanted >= WHOLE;
+        let came = self.front.saturating_sub(self.origin) >= u64::from(limits.initial);
+        if self.trusted || !(begins || came) {
+            return;
         }
+        let most = limits.max.min(pace.trust).max(limits.initial);
+        let window = hidden(pace.rate, pace).clamp(limits.initial, most);
+        let before = if self.sure { self.window } else { 0 };
+        (self.first_window, self.window) = (window, before.max(window));
+        (self.trusted, self.following, self.sure) = (true, true, true);
     }
 
     /// The page that the consumer needs next, as far as is known.
@@ -133,6 +208,11 @@ impl Stream {
         self.rate
     }
 
+    /// Pages of windows that the consumer has not come to yet.
+    pub fn unused(&self) -> u32 {
+        self.unused
+    }
+
     /// Microseconds in which the front has not moved.
     pub fn idle_us(&self, now_us: u64) -> u64 {
         now_us.saturating_sub(self.moved_us)
@@ -143,64 +223,73 @@ impl Stream {
         self.following
     }
 
-    /// A miss of the same file: `count` pages from `first` on were not there,
-    /// `ahead` more are read with them.
-    pub fn missed(
-        &mut self,
-        first: u64,
-        count: u32,
-        ahead: u32,
-        now_us: u64,
-        limits: Limits,
-    ) -> Fit {
-        // A call that goes on in the middle of a page needs that page again.
-        if first.saturating_add(1) < self.front || first > self.end {
+    /// A miss of the same file.
+    pub fn missed(&mut self, ask: Ask, now_us: u64, pace: Pace, limits: Limits) -> Fit {
+        // A call that goes on in the middle of a page needs that page again,
+        // and it wires all its pages, where it may have been seen, before it
+        // asks for them.
+        let back = self.front.saturating_sub(u64::from(self.reach.max(1)));
+        if ask.first < back || ask.first > self.end {
             return Fit::No;
         }
-        self.reach = self.reach.max(count);
-        let front = first.saturating_add(u64::from(count));
-        if first < self.gap_end {
+        let front = ask.end();
+        self.wanted = self.wanted.max(front.saturating_add(u64::from(ask.wish)));
+        let same = now_us.saturating_sub(self.asked_us) < CALL_US && ask.first >= self.call;
+        if !same {
+            self.call = ask.first;
+        }
+        self.asked_us = now_us;
+        let reach = front.saturating_sub(self.call).min(u64::from(u32::MAX));
+        self.reach = self.reach.max(reach as u32);
+        let fit = if ask.first < self.gap_end {
             // It got here before its window could have: that was too small.
-            if first >= self.grown_at {
+            if ask.first >= self.grown_at {
                 self.grow(limits);
                 self.grown_at = self.gap_end;
             }
-            self.end = self.end.max(front);
-            self.seen(front, now_us, limits);
-            self.stalled = true;
-            return Fit::Gap;
-        }
-        let fit = if first.saturating_add(1) < self.end {
+            self.gap = self.gap.max(front.saturating_add(u64::from(ask.ahead)));
+            self.gap_asked = true;
+            Fit::Gap
+        } else if same || ask.first.saturating_add(1) < self.front {
+            Fit::Same
+        } else if ask.first.saturating_add(1) < self.end {
             self.window = (self.window / 2).max(limits.initial.min(limits.chunk));
             self.used = 0;
-            Fit::Lost(self.end - first)
+            self.unused = 0;
+            self.end = front;
+            Fit::Lost
         } else {
             // What has only just shown that it goes on begins with little:
             // one in so many random accesses looks the same.
-            if !self.following {
-                self.window = count.saturating_add(ahead);
+            if !self.sure {
+                self.window = self.reach.saturating_add(ask.ahead);
             }
             self.grow(limits);
-            self.following = true;
+            (self.following, self.sure) = (true, true);
             Fit::RanOut
         };
-        self.end = front.saturating_add(u64::from(ahead));
+        self.end = self.end.max(front.saturating_add(u64::from(ask.ahead)));
         self.seen(front, now_us, limits);
         self.stalled = true;
+        self.unmapped = ask.unmapped;
+        self.following |= ask.wish > 0;
+        self.trust(pace, limits);
         fit
     }
 
-    /// The consumer was seen to need `front` next. Gives the pages it has
-    /// gone on by.
-    pub fn seen(&mut self, front: u64, now_us: u64, limits: Limits) -> u64 {
+    /// The consumer was seen to need `front` next.
+    pub fn seen(&mut self, front: u64, now_us: u64, limits: Limits) {
         let moved = front.saturating_sub(self.front);
         if moved == 0 {
-            return 0;
+            return;
         }
         self.front = front;
         self.end = self.end.max(front);
         self.moved_us = now_us;
-        self.used = self.used.saturating_add(moved.min(u64::from(u32::MAX)) as u32);
+        self.unmapped = false;
+        let pages = moved.min(u64::from(u32::MAX)) as u32;
+        self.used = self.used.saturating_add(pages);
+        self.unused = self.unused.saturating_sub(pages);
         if self.following && self.used >= self.window {
             self.grow(limits);
         }
@@ -216,7 +305,6 @@ impl Stream {
             self.rated_us = now_us;
             self.rated_at = front;
         }
-        moved
     }
 
     fn grow(&mut self, limits: Limits) {
@@ -224,10 +312,25 @@ impl Stream {
         self.used = 0;
     }
 
-    /// Whether the consumer has gone on past the window that it began with;
-    /// `None` for a stream that began without.
+    /// Whether the consumer has gone on past the window that it was trusted
+    /// with; `None` for a stream that has not been.
     pub fn has_used_first_window(&self) -> Option<bool> {
-        self.began.then_some(self.front > u64::from(self.first_window))
+        let came = self.front.saturating_sub(self.origin);
+        self.trusted.then_some(came > u64::from(self.first_window))
+    }
+
+    /// How far it may be read at all, in a file of `pages`.
+    fn goal(&self, pages: u64) -> u64 {
+        match (self.following, self.sure) {
+            (false, _) => 0,
+            (true, false) => pages.min(self.wanted),
+            (true, true) => pages,
+        }
+    }
+
+    /// Whether there is anything left of a file of `pages` to be read.
+    pub fn goes_on(&self, pages: u64) -> bool {
+        self.end < self.goal(pages)
     }
 
     /// The pages to read now, of a file of `pages`, when at most `room` may
@@ -236,11 +339,14 @@ impl Stream {
     /// A consumer that will be at the window's beginning before the device
     /// has brought it would have to wait there, since pages in flight are
     /// busied. So a gap is left, which the consumer asks for itself without
-    /// waiting: more than its socket takes at once.
+    /// waiting: more than its socket takes at once. Once it has asked, what
+    /// is left of the gap is read, which comes with what it has asked for.
     ///
-    /// What is read in one go is bounded by twice what the consumer uses in
-    /// the time since the last one, so that its own requests do not stand in
-    /// a queue behind windows.
+    /// What is read in one go is bounded by what the consumer uses in the
+    /// time since the last one, so that its own requests do not stand in a
+    /// queue behind windows, nor its threads behind those that complete them:
+    /// by twice as much when it is about to come too soon, else by a quarter
+    /// more. What was not read for a long time is not made up for at once.
     pub fn want(
         &self,
         pages: u64,
@@ -249,7 +355,12 @@ impl Stream {
         pace: Pace,
         limits: Limits,
     ) -> Option<core::ops::Range<u64>> {
-        if !self.following || self.end >= pages {
+        let pages = self.goal(pages);
+        let gap = self.gap.max(self.front);
+        if self.gap_asked && gap < self.gap_end.min(pages) && room > 0 {
+            return Some(gap..self.gap_end.min(pages));
+        }
+        if self.end >= pages {
             return None;
         }
         let rate = if self.rate > 0 { self.rate } else { pace.rate };
@@ -263,27 +374,35 @@ impl Stream {
         let len = (target - lead).next_multiple_of(step);
         let soon = u64::from(rate) * u64::from(pace.latency_us) / 1_000_000;
         // One gap before it keeps the consumer long enough.
-        let late = lead < soon && self.gap_end <= self.front;
+        // One that waits for the block map gets its data with the window.
+        let late = lead < soon && self.gap_end <= self.front && !self.unmapped;
         let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };
         let start = self.end.saturating_add(gap);
-        let idle_us = now_us.saturating_sub(self.read_us).min(1_000_000);
-        let most = (u64::from(rate) * idle_us / 500_000).max(u64::from(limits.chunk));
+        let idle_us = now_us.saturating_sub(self.read_us);
+        let idle_us = idle_us.min(u64::from(pace.latency_us / 4 + pace.poll_us * 4));
+        let quarters = if lead < soon { 8 } else { 5 };
+        let most = u64::from(rate).saturating_mul(idle_us * quarters) / 4_000_000;
+        let most = most.max(u64::from(limits.chunk));
         let end = self.end.saturating_add(len).min(start.saturating_add(most)).min(pages);
         (start < end).then_some(start..end)
     }
 
-    /// The pages of `range` have been read, or are being.
-    pub fn read(&mut self, range: core::ops::Range<u64>, now_us: u64) {
+    /// The pages of `range` are there or on their way, `new` of them for this
+    /// stream.
+    pub fn read(&mut self, range: core::ops::Range<u64>, new: u32, now_us: u64) {
         self.read_us = now_us;
-        if range.start > self.end {
-            self.gap_end = range.start;
+        self.unused = self.unused.saturating_add(new);
+        if range.start < self.gap_end {
+            self.gap = self.gap.max(range.end);
+        } else if range.start > self.end {
+            (self.gap, self.gap_end, self.gap_asked) = (self.end, range.start, false);
         }
         self.end = self.end.max(range.end);
     }
 
     /// Read no more until the stream shows again that it is one.
     pub fn halt(&mut self) {
-        self.following = false;
+        (self.following, self.sure) = (false, false);
     }
 }
 
@@ -301,12 +420,18 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits = Limits { initial: 512, max: 4096, chunk: 256 };
-    const SLOW: Pace = Pace { latency_us: 30_000, rate: 3_000, trust: 4096 };
+    const SLOW: Pace = Pace { latency_us: 30_000, rate: 3_000, trust: 4096, poll_us: 2_000 };
     const FILE: u64 = 100_000;
+    /// When the first call is long over.
+    const LATER: u64 = 40_000;
+
+    fn ask(first: u64, count: u32, ahead: u32) -> Ask {
+        Ask { first, count, wish: ahead, ahead, unmapped: false }
+    }
 
     fn whole(rate: u32) -> Stream {
         let pace = Pace { rate, ..SLOW };
-        Stream::begin(0, 16, 240, 4000, 0, pace, LIMITS)
+        Stream::begin(Ask { wish: 4000, ..ask(0, 16, 240) }, 0, pace, LIMITS)
     }
 
     #[test]
@@ -316,40 +441,73 @@ mod tests {
         // of which one buf is read now.
         let want = stream.want(FILE, 9999, 0, SLOW, LIMITS);
         assert_eq!(want, Some(256..512));
-        let small = Stream::begin(0, 16, 0, 0, 0, SLOW, LIMITS);
+        let small = Stream::begin(ask(0, 16, 0), 0, SLOW, LIMITS);
         assert_eq!(small.want(FILE, 9999, 0, SLOW, LIMITS), None);
     }
 
     #[test]
-    fn a_known_rate_gives_a_whole_window_at_once() {
-        let stream = whole(30_000);
+    fn a_known_rate_gives_a_whole_window_in_a_few_reads() {
+        let mut stream = whole(30_000);
         let pace = Pace { rate: 30_000, ..SLOW };
-        let want = stream.want(FILE, 9999, 40_000, pace, LIMITS).unwrap();
-        // 30 ms at 30,000 pages a second, two and a half times.
-        assert!(want.end - 16 >= 2250 && want.end - 16 <= 2250 + 512, "{want:?}");
+        let mut now = 0;
+        while let Some(want) = stream.want(FILE, 9999, now, pace, LIMITS) {
+            // Twice the rate at the most, and no long time at once.
+            let most =
+                (30_000 * u64::from(pace.latency_us / 4 + 4 * pace.poll_us) / 500_000).max(256);
+            assert!(want.end - want.start <= most, "{want:?}");
+            stream.read(want, 0, now);
+            now += 2_000;
+        }
+        // 30 ms at 30,000 pages a second, two and a half times, less a step.
+        let lead = stream.end() - 16;
+        assert!((2000..=2250 + 512).contains(&lead), "{lead}");
+        assert!(now <= 60_000, "{now}");
+    }
+
+    #[test]
+    fn what_was_not_read_for_long_is_not_made_up_for_at_once() {
+        let mut stream = whole(30_000);
+        let pace = Pace { rate: 30_000, ..SLOW };
+        let early = stream.want(FILE, 9999, 20_000, pace, LIMITS).unwrap();
+        let late = stream.want(FILE, 9999, 900_000, pace, LIMITS).unwrap();
+        assert_eq!(early, late);
+        stream.read(late, 0, 900_000);
+    }
+
+    #[test]
+    fn places_are_few_and_reach_far() {
+        assert!(places(7, 7).next().is_none());
+        assert_eq!(places(100, 120).collect::<Vec<_>>(), [100, 108, 116]);
+        for pages in [512, 4096, 16384, 1 << 18] {
+            let all: Vec<_> = places(5, 5 + pages).collect();
+            assert!(all.len() <= 1000, "{} of {pages}", all.len());
+            // What is wired there is not stepped over, if it is a 64th of the way.
+            assert!(all.windows(2).all(|p| p[1] - p[0] <= ((p[0] - 5) / 64).max(8)));
+            assert!(pages + 5 - all.last().unwrap() <= (pages / 64).max(8));
+        }
     }
 
     #[test]
     fn waiting_for_a_disk_is_no_rate() {
         let mut stream = whole(SLOW.rate);
-        stream.read(256..4000, 0);
+        stream.read(256..4000, 3744, 0);
         // The first data have come after 30 ms.
         stream.seen(40, 30_000, LIMITS);
         assert_eq!(stream.rate(), 0);
         stream.seen(440, 40_000, LIMITS);
+        assert_eq!(stream.rate(), 0);
+        stream.seen(840, 50_000, LIMITS);
         assert_eq!(stream.rate(), 40_000);
         // A slow consumer is believed after a while.
-        (0..80).for_each(|i| {
-            stream.seen(441 + i, 50_000 + i * 10_000, LIMITS);
-        });
+        (0..80).for_each(|i| stream.seen(841 + i, 60_000 + i * 20_000, LIMITS));
         assert!(stream.rate() < 200, "{}", stream.rate());
     }
 
     #[test]
     fn random_access_never_grows_a_window() {
-        let mut stream = Stream::begin(5000, 16, 0, 0, 0, SLOW, LIMITS);
+        let mut stream = Stream::begin(ask(5000, 16, 0), 0, SLOW, LIMITS);
         for first in [9000, 100, 5500, 4000] {
-            assert_eq!(stream.missed(first, 16, 0, 1, LIMITS), Fit::No);
+            assert_eq!(stream.missed(ask(first, 16, 0), LATER, SLOW, LIMITS), Fit::No);
         }
         assert_eq!(stream.want(FILE, 9999, 0, SLOW, LIMITS), None);
     }
@@ -357,30 +515,88 @@ mod tests {
     #[test]
     fn what_is_trusted_bounds_a_first_window() {
         let pace = Pace { rate: 30_000, trust: 600, ..SLOW };
-        let stream = Stream::begin(0, 16, 240, 4000, 0, pace, LIMITS);
+        let stream = Stream::begin(Ask { wish: 4000, ..ask(0, 16, 240) }, 0, pace, LIMITS);
         assert_eq!(stream.window, 600);
         assert_eq!(stream.has_used_first_window(), Some(false));
-        let small = Stream::begin(0, 16, 0, 0, 0, pace, LIMITS);
+        let small = Stream::begin(ask(0, 16, 0), 0, pace, LIMITS);
         assert_eq!(small.has_used_first_window(), None);
     }
 
     #[test]
     fn the_second_place_in_turn_makes_a_stream() {
-        let mut stream = Stream::begin(5000, 16, 16, 16, 0, SLOW, LIMITS);
-        assert_eq!(stream.missed(5032, 16, 16, 1, LIMITS), Fit::RanOut);
+        let mut stream = Stream::begin(ask(5000, 16, 16), 0, SLOW, LIMITS);
+        assert_eq!(stream.missed(ask(5032, 16, 16), LATER, SLOW, LIMITS), Fit::RanOut);
         assert!(stream.want(FILE, 9999, 0, SLOW, LIMITS).is_some());
+    }
+
+    #[test]
+    fn a_call_over_many_extents_is_one() {
+        // Random access to four extents in one call is not a stream,
+        let mut stream = Stream::begin(ask(5000, 16, 0), 0, SLOW, LIMITS);
+        for i in 1..4 {
+            let fit = stream.missed(ask(5000 + i * 16, 16, 0), i * 100, SLOW, LIMITS);
+            assert_eq!((fit, stream.is_followed()), (Fit::Same, false));
+        }
+        assert_eq!((stream.front(), stream.end(), stream.reach), (5064, 5064, 64));
+        // what goes on with it in another one is,
+        assert_eq!(stream.missed(ask(5064, 16, 0), LATER, SLOW, LIMITS), Fit::RanOut);
+        assert_eq!(stream.window, 128);
+        // and so is a call from a file's beginning that goes so far.
+        let mut stream = Stream::begin(ask(0, 24, 0), 0, SLOW, LIMITS);
+        assert!(!stream.is_followed());
+        assert_eq!(stream.missed(ask(24, 40, 0), 100, SLOW, LIMITS), Fit::Same);
+        assert!(stream.is_followed() && stream.window >= LIMITS.initial);
+        assert_eq!(stream.has_used_first_window(), Some(false));
+    }
+
+    #[test]
+    fn what_a_caller_wants_is_read_and_no_more() {
+        // Somewhere in a file, a caller wants 512 pages, 64 of them now.
+        let far = Ask { wish: 448, unmapped: true, ..ask(5000, 64, 0) };
+        let mut stream = Stream::begin(far, 0, SLOW, LIMITS);
+        let mut now = 0;
+        while let Some(want) = stream.want(FILE, 9999, now, SLOW, LIMITS) {
+            // It waits for the block map: no gap is left.
+            assert_eq!(want.start, stream.end());
+            stream.read(want, 0, now);
+            now += 2_000;
+        }
+        assert!(stream.end() <= 5512 && stream.end() > 5256, "{}", stream.end());
+        assert!(!stream.sure && stream.goes_on(FILE) == (stream.end() < 5512));
+        stream.seen(5500, now, LIMITS);
+        while let Some(want) = stream.want(FILE, 9999, now, SLOW, LIMITS) {
+            stream.read(want, 0, now);
+            now += 2_000;
+        }
+        assert!((5500..=5512).contains(&stream.end()), "{}", stream.end());
+        // Once it has gone on, it is followed.
+        let at = stream.end();
+        assert_eq!(stream.missed(ask(at, 64, 0), now + LATER, SLOW, LIMITS), Fit::RanOut);
+        assert!(stream.want(FILE, 9999, now + LATER, SLOW, LIMITS).is_some());
+        assert!(stream.trusted && stream.goes_on(FILE));
+    }
+
+    #[test]
+    fn pages_are_wired_before_they_are_missed() {
+        let mut stream = whole(30_000);
+        assert_eq!(stream.missed(ask(256, 64, 0), LATER, SLOW, LIMITS), Fit::RanOut);
+        stream.seen(384, 2 * LATER, LIMITS);
+        let before = stream;
+        assert_eq!(stream.missed(ask(320, 64, 0), 2 * LATER, SLOW, LIMITS), Fit::Same);
+        assert_eq!((stream.window, stream.front()), (before.window, 384));
+        assert_eq!(stream.missed(ask(300, 16, 0), 3 * LATER, SLOW, LIMITS), Fit::No);
     }
 
     #[test]
     fn lost_pages_shrink_the_window() {
         let mut stream = whole(30_000);
-        stream.read(stream.end()..3000, 0);
+        stream.read(stream.end()..3000, 2744, 0);
         let before = stream.window;
-        assert_eq!(stream.missed(500, 16, 0, 1, LIMITS), Fit::Lost(2500));
-        assert_eq!((stream.window, stream.end()), (before / 2, 516));
+        assert_eq!(stream.missed(ask(500, 16, 0), LATER, SLOW, LIMITS), Fit::Lost);
+        assert_eq!((stream.window, stream.end(), stream.unused()), (before / 2, 516, 0));
         for _ in 0..20 {
-            stream.read(stream.end()..stream.front() + 100, 1);
-            let _ = stream.missed(stream.front(), 16, 0, 1, LIMITS);
+            stream.read(stream.end()..stream.front() + 100, 100, 1);
+            let _ = stream.missed(ask(stream.front(), 16, 0), LATER, SLOW, LIMITS);
         }
         assert!(stream.window >= 1);
     }
@@ -394,11 +610,16 @@ mod tests {
         assert_eq!(first.end - first.start, 256);
         let want = stream.want(FILE, 9999, 40_000, pace, LIMITS).unwrap();
         assert_eq!(want.start, 256 + 32);
-        stream.read(want.clone(), 0);
+        stream.read(want.clone(), (want.end - want.start) as u32, 0);
         // The consumer asks for the gap, in as many calls as it likes.
         let before = stream;
-        assert_eq!(stream.missed(256, 20, 0, 1, LIMITS), Fit::Gap);
-        assert_eq!(stream.missed(276, 12, 0, 1, LIMITS), Fit::Gap);
+        assert_eq!(stream.missed(ask(256, 20, 0), LATER, pace, LIMITS), Fit::Gap);
+        // What is left of it comes with the first.
+        assert_eq!(stream.want(FILE, 9999, LATER, pace, LIMITS), Some(276..288));
+        let mut other = stream;
+        other.read(276..288, 12, LATER);
+        assert!(other.want(FILE, 9999, LATER, pace, LIMITS).is_none_or(|w| w.start == other.end()));
+        assert_eq!(stream.missed(ask(276, 12, 0), LATER, pace, LIMITS), Fit::Gap);
         assert_eq!((stream.window, stream.end()), ((before.window * 2).min(LIMITS.max), want.end));
         // With enough before it, it finds the next window ready.
         let lead = want.end - stream.front();
@@ -424,21 +645,24 @@ mod tests {
             room in 0u32..6000, latency_us in 1u32..100_000,
         ) {
             let pace = Pace { latency_us, ..SLOW };
-            let (mut stream, mut now, mut front) = (whole(SLOW.rate), 0, 16);
+            let (mut stream, mut now, mut front, mut read) = (whole(SLOW.rate), 0, 16, 0);
             for (pages, us) in steps {
                 now += us;
                 front = (front + pages).min(stream.end());
                 stream.seen(front, now, LIMITS);
                 if let Some(want) = stream.want(FILE, room, now, pace, LIMITS) {
                     let gap = want.start - stream.end();
-                    prop_assert!(gap == 0 || gap == 32, "{}", gap);
+                    prop_assert!(gap == 0 || gap == 2 * u64::from(stream.reach), "{}", gap);
                     prop_assert!(want.end > want.start && want.end <= FILE);
                     let far = u64::from(LIMITS.max.min(room) + LIMITS.chunk);
                     prop_assert!(want.end <= stream.front() + far);
-                    stream.read(want, now);
+                    let new = (want.end - want.start) as u32;
+                    read += u64::from(new);
+                    stream.read(want, new, now);
                 }
                 prop_assert!(stream.front() <= stream.end());
                 prop_assert!(stream.window <= LIMITS.max);
+                prop_assert!(u64::from(stream.unused()) <= read.min(stream.end() - stream.front()));
             }
         }
     }

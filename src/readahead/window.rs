@@ -37,19 +37,26 @@ pub enum Why {
     NoMap,
 }
 
+/// What has become of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The index behind the last page dealt with.
+    pub to: u64,
+    /// Pages on their way that were not there.
+    pub new: u32,
+    /// Why `to` is not the window's end.
+    pub why: Option<Why>,
+}
+
 /// Read the pages of `range` that are not there, in as few bufs as the disk's
-/// layout allows. Gives the index behind the last page dealt with, and why it
-/// is not the range's end.
+/// layout allows.
 ///
 /// Called in a thread that may sleep: for the block map, never for the data.
-pub fn read(
-    identity: Identity,
-    range: Range<u64>,
-    tag: usize,
-    in_flight: u32,
-) -> (u64, Option<Why>) {
-    within(identity, |place| walk(place, range.clone(), tag, in_flight))
-        .unwrap_or_else(|why| (range.start, Some(why)))
+pub fn read(identity: Identity, range: Range<u64>, tag: usize, in_flight: u32) -> Outcome {
+    let mut outcome = Outcome { to: range.start, new: 0, why: None };
+    let walked = within(identity, |place| walk(place, range, tag, in_flight, &mut outcome));
+    outcome.why = walked.and_then(|walked| walked).err();
+    outcome
 }
 
 /// Bring the block map of a page into memory. May sleep.
@@ -76,36 +83,39 @@ fn within<T>(identity: Identity, f: impl FnOnce(&Place<'_>) -> T) -> Result<T, W
     Ok(f(&place))
 }
 
-fn walk(place: &Place<'_>, range: Range<u64>, tag: usize, in_flight: u32) -> (u64, Option<Why>) {
-    let (vnode, device) = (place.vnode, place.device);
-    let end = range.end.min(place.file.pages);
-    let mut at = range.start;
-    while at < end {
+fn walk(
+    place: &Place<'_>,
+    range: Range<u64>,
+    tag: usize,
+    in_flight: u32,
+    outcome: &mut Outcome,
+) -> Result<(), Why> {
+    let (vnode, device, file, geometry) = (place.vnode, place.device, place.file, place.geometry);
+    let end = range.end.min(file.pages);
+    if end <= range.start {
+        // The file has become shorter.
+        return Err(Why::Gone);
+    }
+    while outcome.to < end {
         if latency::in_flight(device.id()) >= in_flight {
-            return (at, Some(Why::Saturated));
+            return Err(Why::Saturated);
         }
-        let position = at.saturating_mul(PAGE);
-        let Ok(map) = vnode.bmap(place.lbn(at)) else {
-            return (at, Some(Why::NoMap));
-        };
-        let (file, geometry) = (place.file, place.geometry);
+        let position = outcome.to.saturating_mul(PAGE);
+        let map = vnode.bmap(place.lbn(outcome.to)).map_err(|_| Why::NoMap)?;
         let stop = end.saturating_mul(PAGE);
         let none = Wishes::default();
         match plan::step(file, geometry, position, stop, extent(map), false, none) {
             // sendfile(2) finds out about a hole without the disk.
-            Step::Zero(len) => at = position.saturating_add(len).div_ceil(PAGE),
-            Step::Read(run) => match send(place, run, tag) {
-                Ok(pages) => at = at.saturating_add(u64::from(pages)),
-                Err(why) => return (at, Some(why)),
-            },
+            Step::Zero(len) => outcome.to = position.saturating_add(len).div_ceil(PAGE),
+            Step::Read(run) => {
+                let (there, new) = send(place, run, tag)?;
+                outcome.to = outcome.to.saturating_add(u64::from(there.saturating_add(new)));
+                outcome.new = outcome.new.saturating_add(new);
+            }
         }
     }
-    if end <= range.start {
-        // The file has become shorter.
-        return (range.start, Some(Why::Gone));
-    }
     bring(place, end.saturating_add(end - range.start));
-    (end, None)
+    Ok(())
 }
 
 /// Bring the block map of a page that will be needed soon into memory.
@@ -120,9 +130,9 @@ fn bring(place: &Place<'_>, page: u64) {
     }
 }
 
-/// One buf with what of `run` is not there yet. Gives the pages that need no
-/// more work, at least one.
-fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<u32, Why> {
+/// One buf with what of `run` is not there yet. Gives the pages that are there
+/// already, and those behind them that are on their way; at least one of both.
+fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, u32), Why> {
     if room() < run.pages() {
         return Err(Why::NoMemory);
     }
@@ -135,7 +145,7 @@ fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<u32, Why> {
     drop(locked);
     let new = part.ahead();
     if new == 0 {
-        return if rest == 0 { Ok(there) } else { Err(Why::NoMemory) };
+        return if rest == 0 { Ok((there, 0)) } else { Err(Why::NoMemory) };
     }
     let skipped = u64::from(there) * (PAGE / DEV_BSIZE);
     let run = Run {
@@ -151,7 +161,7 @@ fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<u32, Why> {
     stats::WINDOW_BUFS.add(1);
     submit::sent(&part);
     part.send(&Form::Async(iodone));
-    Ok(there.saturating_add(new))
+    Ok((there, new))
 }
 
 /// Pages that may be allocated for nobody in particular: those that are free
