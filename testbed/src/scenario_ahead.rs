@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     bed::Bed,
-    buf,
+    buf, callout,
     disk::{self, Manners},
     scenario::{Run, counter},
     sendfile::Sending,
@@ -281,10 +281,13 @@ fn stream_unmount(bed: &mut Bed, _: &Path) -> Result<()> {
         file = bed.remount(&file, true);
         warm(&file);
     }
+    // Its timer is pending then as well, however long all this takes.
+    callout::hold(true);
     send(bed, &file, 0, 16 * P, 100)?;
-    if let Some(module) = bed.module.take() {
-        ensure!(module.unload() == Ok(()), "kldunload with windows in flight");
-    }
+    ensure!(callout::active() == 1, "{} timers are pending", callout::active());
+    let unloaded = bed.module.take().map(|module| module.unload());
+    callout::hold(false);
+    ensure!(unloaded == Some(Ok(())), "kldunload with windows in flight: {unloaded:?}");
     Ok(())
 }
 
