@@ -7,7 +7,7 @@ use std::{
     ptr,
     sync::{
         Condvar, Mutex, Once,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -41,6 +41,14 @@ static CALLOUTS: Mutex<BTreeMap<usize, Callout>> = Mutex::new(BTreeMap::new());
 static CHANGED: Condvar = Condvar::new();
 /// The softclock thread begins no callout; [`CALLOUTS`] guards it.
 static HELD: AtomicBool = AtomicBool::new(false);
+
+/// Handlers that have come to their end.
+static RAN: AtomicU64 = AtomicU64::new(0);
+
+/// How many handlers have come to their end.
+pub fn ran() -> u64 {
+    RAN.load(Ordering::Acquire)
+}
 
 /// Have the softclock thread busy elsewhere, or not any more: what is pending
 /// stays so, however slow the host is. A handler that has begun comes to its
@@ -110,6 +118,7 @@ pub fn run_one() -> bool {
     if let Some(callout) = CALLOUTS.lock().unwrap().get_mut(&at) {
         callout.running = None;
     }
+    RAN.fetch_add(1, Ordering::Release);
     CHANGED.notify_all();
     true
 }

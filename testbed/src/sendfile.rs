@@ -8,7 +8,7 @@ use std::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use asyncpager::kpi::sys;
@@ -48,8 +48,19 @@ struct Expected {
 unsafe impl Send for Expected {}
 
 /// Microseconds that iodone's thread takes to come back, when everything that
-/// it had is somebody else's again.
+/// it had is somebody else's again; 0 lets it come back at once.
 pub static LINGER: AtomicU64 = AtomicU64::new(0);
+
+/// Threads that do so now.
+static LINGERING: AtomicUsize = AtomicUsize::new(0);
+
+/// Have iodone's threads come back, and wait until they have.
+pub fn linger_no_more() {
+    LINGER.store(0, Ordering::Release);
+    while LINGERING.load(Ordering::Acquire) > 0 {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -117,11 +128,17 @@ unsafe extern "C" fn iodone(
             page.unbusy(call);
         }
     }
+    LINGERING.fetch_add(1, Ordering::AcqRel);
     expected.io.end(error);
-    let linger = LINGER.load(Ordering::Relaxed);
-    if linger > 0 && !schedule::is_one_thread() {
-        std::thread::sleep(Duration::from_micros(linger));
+    let linger = Duration::from_micros(LINGER.load(Ordering::Relaxed));
+    let begin = Instant::now();
+    while LINGER.load(Ordering::Relaxed) > 0
+        && begin.elapsed() < linger
+        && !schedule::is_one_thread()
+    {
+        std::thread::sleep(linger.min(Duration::from_micros(300)));
     }
+    LINGERING.fetch_sub(1, Ordering::AcqRel);
 }
 
 /// What one call of VOP_GETPAGES_ASYNC came to.
@@ -360,6 +377,11 @@ impl Sending {
         let (code, ..) = start(file.object, &self.io, &run, None, last.then_some(readahead));
         self.failed = code != sys::VM_PAGER_OK;
         reach
+    }
+
+    /// Whether all its I/O is over.
+    pub fn is_over(&self) -> bool {
+        self.io.state.lock().unwrap().outstanding == 0
     }
 
     /// sendfile_iowait(), the bytes, and the pages' release.
