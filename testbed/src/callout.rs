@@ -5,7 +5,10 @@ use std::{
     collections::BTreeMap,
     ffi::{c_int, c_void},
     ptr,
-    sync::{Condvar, Mutex, Once},
+    sync::{
+        Condvar, Mutex, Once,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,6 +39,28 @@ struct Callout {
 
 static CALLOUTS: Mutex<BTreeMap<usize, Callout>> = Mutex::new(BTreeMap::new());
 static CHANGED: Condvar = Condvar::new();
+/// The softclock thread begins no callout; [`CALLOUTS`] guards it.
+static HELD: AtomicBool = AtomicBool::new(false);
+
+/// Handlers that have come to their end.
+static RAN: AtomicU64 = AtomicU64::new(0);
+
+/// How many handlers have come to their end.
+pub fn ran() -> u64 {
+    RAN.load(Ordering::Acquire)
+}
+
+/// Have the softclock thread busy elsewhere, or not any more: what is pending
+/// stays so, however slow the host is. A handler that has begun comes to its
+/// end first.
+pub fn hold(on: bool) {
+    let mut all = CALLOUTS.lock().unwrap();
+    HELD.store(on, Ordering::Relaxed);
+    while on && all.values().any(|callout| callout.running.is_some()) {
+        all = CHANGED.wait(all).unwrap();
+    }
+    CHANGED.notify_all();
+}
 
 /// Callouts that are pending or running.
 pub fn active() -> usize {
@@ -77,7 +102,7 @@ pub fn run_one() -> bool {
     let (at, callout) = {
         let mut all = CALLOUTS.lock().unwrap();
         let Some((time, at)) = next(&all) else { return false };
-        if time > clock::now() {
+        if time > clock::now() || HELD.load(Ordering::Relaxed) {
             return false;
         }
         let Some(callout) = all.get_mut(&at) else { return false };
@@ -93,6 +118,7 @@ pub fn run_one() -> bool {
     if let Some(callout) = CALLOUTS.lock().unwrap().get_mut(&at) {
         callout.running = None;
     }
+    RAN.fetch_add(1, Ordering::Release);
     CHANGED.notify_all();
     true
 }
@@ -131,7 +157,8 @@ fn start_thread() {
                     continue;
                 }
                 let all = CALLOUTS.lock().unwrap();
-                let wait = next(&all).map_or(Duration::from_millis(50), |(time, _)| {
+                let next = next(&all).filter(|_| !HELD.load(Ordering::Relaxed));
+                let wait = next.map_or(Duration::from_millis(50), |(time, _)| {
                     clock::to_duration(time - clock::now()).min(Duration::from_millis(50))
                 });
                 drop(CHANGED.wait_timeout(all, wait).unwrap());

@@ -14,6 +14,26 @@ use asyncpager::kpi::sys;
 /// One second as sbintime_t has it.
 pub const SECOND: i64 = 1 << 32;
 
+/// A time that a thread is willing to wait, spent in small steps: when the
+/// whole host stands still for a while, that is one step.
+pub struct Patience(u32);
+
+impl Patience {
+    /// One step.
+    pub const STEP: Duration = Duration::from_millis(50);
+
+    /// So many seconds.
+    pub const fn seconds(n: u32) -> Self {
+        Self(n * 20)
+    }
+
+    /// Spend a step; false when none is left.
+    pub fn spend(&mut self) -> bool {
+        self.0 = self.0.saturating_sub(1);
+        self.0 > 0
+    }
+}
+
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 static VIRTUAL: AtomicBool = AtomicBool::new(false);
 static NOW: AtomicI64 = AtomicI64::new(SECOND);

@@ -7,20 +7,20 @@ use std::{
     mem::offset_of,
     ptr,
     sync::{Condvar, LazyLock, Mutex, MutexGuard},
-    time::Duration,
 };
 
 use asyncpager::kpi::sys;
 
 use crate::{
+    clock::Patience,
     cpu,
     rules::{may_sleep, record, rule, violation},
     schedule,
     witness::{self, Class, Lock, Place},
 };
 
-/// A lock that nobody gets within this time is a deadlock.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A lock that nobody gets within so many seconds is a deadlock.
+const PATIENCE: u32 = 60;
 
 /// Who has a lock.
 #[derive(Default)]
@@ -51,9 +51,10 @@ fn try_take(locks: &mut HashMap<usize, State>, address: usize, exclusive: bool) 
 /// Wait until the lock is ours.
 fn take(lock: Lock, exclusive: bool, place: Place, call: &str) {
     witness::check(&lock, &place);
+    let mut patience = Patience::seconds(PATIENCE);
     let mut locks = LOCKS.lock().unwrap();
     while !try_take(&mut locks, lock.address, exclusive) {
-        locks = wait(locks, call);
+        locks = wait(locks, &mut patience, call);
     }
     drop(locks);
     witness::acquired(lock, exclusive, place);
@@ -61,6 +62,7 @@ fn take(lock: Lock, exclusive: bool, place: Place, call: &str) {
 
 fn wait<'a>(
     locks: MutexGuard<'a, HashMap<usize, State>>,
+    patience: &mut Patience,
     call: &str,
 ) -> MutexGuard<'a, HashMap<usize, State>> {
     if schedule::is_one_thread() {
@@ -68,8 +70,8 @@ fn wait<'a>(
         rule(call, schedule::pump(), "deadlock: nobody is left to release the lock");
         return LOCKS.lock().unwrap();
     }
-    let (locks, late) = LOCK_FREE.wait_timeout(locks, PATIENCE).unwrap();
-    rule(call, !late.timed_out(), "deadlock: nobody releases the lock");
+    let (locks, late) = LOCK_FREE.wait_timeout(locks, Patience::STEP).unwrap();
+    rule(call, !late.timed_out() || patience.spend(), "deadlock: nobody releases the lock");
     locks
 }
 

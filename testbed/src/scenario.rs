@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow, ensure};
@@ -552,9 +552,14 @@ fn tunables(bed: &mut Bed, ko: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Threads that send random ranges of their files until told to stop; how
-/// many requests were served. Bytes that were sent are always right.
-fn senders<T>(bed: &Bed, files: &[Arc<File>], during: impl FnOnce() -> T) -> Result<(u64, u64, T)> {
+/// Threads that send random ranges of their files for as long as `during`
+/// runs, which sees how many requests were served and how many have failed.
+/// Bytes that were sent are always right.
+fn senders<T>(
+    bed: &Bed,
+    files: &[Arc<File>],
+    during: impl FnOnce(&AtomicU64, &AtomicU64) -> T,
+) -> Result<(u64, u64, T)> {
     let stop = AtomicBool::new(false);
     let (sent, failed) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -589,7 +594,7 @@ fn senders<T>(bed: &Bed, files: &[Arc<File>], during: impl FnOnce() -> T) -> Res
                 })
             })
             .collect();
-        let result = during();
+        let result = during(&sent, &failed);
         stop.store(true, Ordering::Relaxed);
         for worker in workers {
             worker.join().map_err(|_| anyhow!("a sender panicked"))??;
@@ -617,8 +622,10 @@ fn unload_under_load(bed: &mut Bed, ko: &Path) -> Result<()> {
     let [quick, slow] = [3, 40].map(|ms| Duration::from_millis(ms).into());
     bed.disk.behave(Manners { latency: quick, ..Manners::default() });
     let module = std::sync::Mutex::new(bed.module.take());
-    let (sent, failed, done) = senders(bed, &files, || -> Result<()> {
-        for _ in 0..15 {
+    let (sent, failed, done) = senders(bed, &files, |sent, failed| -> Result<()> {
+        // However slow the host is, there is some load.
+        let quiet = || sent.load(Ordering::Relaxed) + failed.load(Ordering::Relaxed) <= 50;
+        for _ in (0..).take_while(|round| *round < 15 || *round < 500 && quiet()) {
             std::thread::sleep(Duration::from_millis(40));
             // Whatever the senders are at, one buf is in flight for long.
             vm::drop_pages(own.object);
@@ -670,7 +677,14 @@ fn parallel(bed: &mut Bed, _: &Path) -> Result<()> {
         bad: vec![(2 << 20..(2 << 20) + 512, libc::EIO)],
         ..Manners::default()
     });
-    let (sent, failed, ()) = senders(bed, &files, || std::thread::sleep(Duration::from_secs(3)))?;
+    let (sent, failed, ()) = senders(bed, &files, |sent, failed| {
+        let begin = Instant::now();
+        let seconds = |n| begin.elapsed() >= Duration::from_secs(n);
+        let few = || sent.load(Ordering::Relaxed) <= 100 || failed.load(Ordering::Relaxed) == 0;
+        while !seconds(3) || few() && !seconds(60) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    })?;
     ensure!(sent > 100 && failed > 0, "{sent} requests sent, {failed} failed");
     Ok(())
 }
@@ -679,10 +693,11 @@ fn parallel(bed: &mut Bed, _: &Path) -> Result<()> {
 /// has been told of the end of his request must not be waited for.
 fn forced_unmount(bed: &mut Bed, _: &Path) -> Result<()> {
     bed.disk.behave(Manners { latency: Duration::from_millis(4).into(), ..Manners::default() });
-    sendfile::LINGER.store(8000, Ordering::Relaxed);
     let mut file = bed.synthetic(32768, &straight(40), 40 * 32768 - 700, true);
     for round in 0..20 {
         let first = round * 16 * P;
+        // Until the file is gone, or for ever in a module that waits for this.
+        sendfile::LINGER.store(5_000_000, Ordering::Relaxed);
         let sending = Sending::begin(&file, first, 9 * P, 20)
             .ok_or_else(|| anyhow!("refused before the unmount"))?;
         let new = bed.remount(&file, round % 2 == 0);
@@ -691,9 +706,9 @@ fn forced_unmount(bed: &mut Bed, _: &Path) -> Result<()> {
         let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
         let want = (first..first + 9 * P).map(|at| bed.byte(&new, at));
         ensure!(sent == Ok(()) && want.eq(got.iter().copied()), "round {round}: {sent:?}");
+        sendfile::linger_no_more();
         file = new;
     }
-    sendfile::LINGER.store(0, Ordering::Relaxed);
     Ok(())
 }
 

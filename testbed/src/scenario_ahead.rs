@@ -3,7 +3,10 @@
 
 use std::{
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,11 +14,12 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     bed::Bed,
-    buf,
+    buf, callout,
+    clock::Patience,
     disk::{self, Manners},
     scenario::{Run, counter},
     sendfile::Sending,
-    sysctl,
+    sysctl, taskqueue,
     vfs::File,
     vm::{self, PAGE},
 };
@@ -64,8 +68,12 @@ fn slow(bed: &Bed, milliseconds: u64) -> Result<()> {
 }
 
 fn contiguous(bed: &Bed) -> Arc<File> {
-    let map: Vec<_> = (10..10 + BLOCKS).map(Some).collect();
-    let file = bed.synthetic(BLOCK, &map, SIZE, true);
+    contiguous_of(bed, BLOCKS)
+}
+
+fn contiguous_of(bed: &Bed, blocks: u64) -> Arc<File> {
+    let map: Vec<_> = (10..10 + blocks).map(Some).collect();
+    let file = bed.synthetic(BLOCK, &map, blocks * BLOCK - 700, true);
     warm(&file);
     file
 }
@@ -99,12 +107,21 @@ fn finish(bed: &Bed, file: &File, sending: Sending, offset: u64, len: u64) -> Re
 
 /// Wait until something has come about.
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let mut patience = Patience::seconds(20);
+    let mut step = Instant::now();
     while !done() {
-        ensure!(Instant::now() < end, "it has not come about that {what}");
         std::thread::sleep(Duration::from_micros(300));
+        if step.elapsed() >= Patience::STEP {
+            step = Instant::now();
+            ensure!(patience.spend(), "it has not come about that {what}");
+        }
     }
     Ok(())
+}
+
+/// Wait until the module's threads have done all that they were told to.
+fn settle() -> Result<()> {
+    wait_until("the module's threads are idle", taskqueue::idle)
 }
 
 /// Whether a page is there and valid.
@@ -119,6 +136,8 @@ const WINDOW: std::ops::Range<u64> = 150..350;
 /// Send the beginning of a file, and wait for the window that comes of it.
 fn begin_stream(bed: &Bed, file: &File) -> Result<()> {
     send(bed, file, 0, 16 * P, 100)?;
+    settle()?;
+    ensure!(ahead("pages") > 0, "nothing is read ahead: {:?}", sysctl::counters());
     wait_until("a window is there", || WINDOW.clone().all(|pindex| ready(file, pindex)))
 }
 
@@ -135,30 +154,36 @@ fn stream(bed: &mut Bed, _: &Path) -> Result<()> {
     let calls = counter("calls_async") - before;
     ensure!(calls <= 3, "{calls} calls of the pager for what was read ahead");
     ensure!(ahead("pages") >= 200 && ahead("windows") > 0, "{:?}", sysctl::counters());
-    Ok(())
+    wait_until("no window keeps the file's object", || !vm::is_paging(file.object))
 }
 
 /// Pages on their way to a socket show where the consumer is: the windows go
 /// on, up to the end of the file, with hardly a miss.
 fn stream_seen(bed: &mut Bed, _: &Path) -> Result<()> {
     slow(bed, 5)?;
-    let file = contiguous(bed);
+    let file = contiguous_of(bed, 3 * BLOCKS);
+    let size = file.inode.size;
+    // On a slow host the disk is slow, and windows become large: never as
+    // large as the file, since behind its last one nobody looks.
+    ensure!(sysctl::number("vfs.asyncpager.readahead.max", 2 << 20) == 0, "sysctl");
     send(bed, &file, 0, 16 * P, 100)?;
     let (mut offset, step) = (16 * P, 40 * P);
     let before = counter("calls_async");
-    while offset < SIZE {
-        let last = ((offset + step).min(SIZE) - 1) / P;
+    while offset < size {
+        let last = ((offset + step).min(size) - 1) / P;
         let busy = |p| vm::resident(file.object, p).is_some_and(|page| page.is_busy());
         wait_until("no page is in flight", || !(offset / P..=last).any(busy))?;
         let sending = Sending::begin(&file, offset, step, 100).context("the file is gone")?;
-        // The socket takes its time.
-        std::thread::sleep(Duration::from_millis(6));
+        // The socket takes its time: the timer sees where it is, once and again.
+        let ran = callout::ran();
+        wait_until("the timer has run", || callout::ran() > ran + 1 || callout::active() == 0)?;
+        settle()?;
         finish(bed, &file, sending, offset, step)?;
         offset += step;
     }
     let misses = counter("calls_async") - before;
-    ensure!(misses <= SIZE / step / 3, "{misses} misses: {:?}", sysctl::counters());
-    ensure!(ahead("used") >= SIZE / P / 4, "the consumer was not seen: {:?}", sysctl::counters());
+    ensure!(misses <= size / step / 3, "{misses} misses: {:?}", sysctl::counters());
+    ensure!(ahead("used") >= size / P / 4, "the consumer was not seen: {:?}", sysctl::counters());
     Ok(())
 }
 
@@ -167,14 +192,32 @@ fn stream_seen(bed: &mut Bed, _: &Path) -> Result<()> {
 fn stream_gap(bed: &mut Bed, _: &Path) -> Result<()> {
     slow(bed, 20)?;
     let file = contiguous(bed);
+    callout::hold(true);
+    taskqueue::hold(true);
     send(bed, &file, 0, 16 * P, 100)?;
-    let before = vm::BUSY_WAITS.load(Ordering::Relaxed);
-    for offset in [16 * P, 116 * P] {
-        send(bed, &file, offset, 16 * P, 0)?;
-    }
-    let waits = vm::BUSY_WAITS.load(Ordering::Relaxed) - before;
-    ensure!(waits == 0, "the consumer has waited {waits} times for a window");
+    // The window is in flight until somebody waits for it, or nobody does.
+    bed.disk.behave(Manners { latency: Duration::from_secs(600).into(), ..Manners::default() });
+    taskqueue::hold(false);
+    settle()?;
     ensure!(ahead("pages") > 0, "there is no window");
+    bed.disk.behave(Manners { latency: Duration::from_millis(20).into(), ..Manners::default() });
+    callout::hold(false);
+    let waits = || vm::BUSY_WAITS.load(Ordering::Relaxed);
+    let (before, over) = (waits(), AtomicBool::new(false));
+    let sent = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while waits() == before && !over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_micros(300));
+            }
+            bed.disk.hurry();
+        });
+        let sent = [16 * P, 116 * P].map(|offset| send(bed, &file, offset, 16 * P, 0));
+        over.store(true, Ordering::Relaxed);
+        sent
+    });
+    sent.into_iter().collect::<Result<()>>()?;
+    let waits = waits() - before;
+    ensure!(waits == 0, "the consumer has waited {waits} times for a window");
     Ok(())
 }
 
@@ -188,6 +231,7 @@ fn stream_random(bed: &mut Bed, _: &Path) -> Result<()> {
         send(bed, &file, (1 + rng.u64(..SIZE / BLOCK / 4) * 4) * BLOCK, 65536, 0)?;
         vm::reclaim(file.object, 1, &mut rng);
     }
+    settle()?;
     ensure!(ahead("pages") == 0, "{} pages were read ahead", ahead("pages"));
     Ok(())
 }
@@ -248,7 +292,7 @@ fn stream_memory(bed: &mut Bed, _: &Path) -> Result<()> {
     for offset in (0..300 * P).step_by(70 * PAGE) {
         send(bed, &file, offset, 70 * P, 0)?;
     }
-    std::thread::sleep(Duration::from_millis(10));
+    settle()?;
     let failed = vm::ALLOCS_FAILED.load(Ordering::Relaxed) - failed;
     vm::NO_MEMORY.store(false, Ordering::Relaxed);
     ensure!(failed == 0, "{failed} pages asked for that memory has no room for");
@@ -281,10 +325,16 @@ fn stream_unmount(bed: &mut Bed, _: &Path) -> Result<()> {
         file = bed.remount(&file, true);
         warm(&file);
     }
+    // Its timer is pending then as well, however long all this takes.
+    callout::hold(true);
+    let before = ahead("pages");
     send(bed, &file, 0, 16 * P, 100)?;
-    if let Some(module) = bed.module.take() {
-        ensure!(module.unload() == Ok(()), "kldunload with windows in flight");
-    }
+    ensure!(callout::active() == 1, "{} timers are pending", callout::active());
+    settle()?;
+    ensure!(ahead("pages") > before, "there is no window");
+    let unloaded = bed.module.take().map(|module| module.unload());
+    callout::hold(false);
+    ensure!(unloaded == Some(Ok(())), "kldunload with windows in flight: {unloaded:?}");
     Ok(())
 }
 
@@ -307,19 +357,29 @@ fn stream_switches(bed: &mut Bed, _: &Path) -> Result<()> {
         slow(bed, 20)?;
         let file = contiguous(bed);
         send(bed, &file, 0, 16 * P, 100)?;
-        std::thread::sleep(Duration::from_millis(30));
+        settle()?;
         ensure!(ahead("pages") == 0, "{} pages read with {switch}={off}", ahead("pages"));
         ensure!(sysctl::number(&name(switch), on) == 0, "{switch}={on} is refused");
     }
     Ok(())
 }
 
-/// Begin to send from a place whose block map is not in memory: nothing waits.
-fn begin_cold(file: &File, offset: u64, len: u64) -> Result<Sending> {
+/// Begin to send with neither the block map nor a page in memory.
+fn begin_forgotten(file: &File, offset: u64, len: u64) -> Result<Sending> {
+    // Nor does what came before bring it there meanwhile.
+    taskqueue::hold(true);
+    wait_until("no buf is in flight", || buf::out() == 0)?;
     file.maps.forget();
     vm::reclaim(file.object, 1, &mut fastrand::Rng::with_seed(1));
-    let waited = disk::waited();
     let sending = Sending::begin(file, offset, len, 0).context("the file is gone")?;
+    taskqueue::hold(false);
+    Ok(sending)
+}
+
+/// The same from a place that sendfile need not wait for.
+fn begin_cold(file: &File, offset: u64, len: u64) -> Result<Sending> {
+    let waited = disk::waited();
+    let sending = begin_forgotten(file, offset, len)?;
     ensure!(disk::waited() == waited, "sendfile has waited for the block map of {offset}");
     Ok(sending)
 }
@@ -398,12 +458,13 @@ fn map_no_pbuf(bed: &mut Bed, _: &Path) -> Result<()> {
     let blocks: Vec<_> = (0..60).map(|i| Some(300 - i * 2)).collect();
     let file = bed.synthetic(4096, &blocks, 60 * P, true);
     for stock in 0..14 {
-        file.maps.forget();
-        vm::reclaim(file.object, 1, &mut fastrand::Rng::with_seed(1));
         buf::STOCK.store(stock, Ordering::Relaxed);
-        let sending = Sending::begin(&file, 20 * P, 8 * P, 0).context("the file is gone")?;
+        let failed = buf::ALLOCS_FAILED.load(Ordering::Relaxed);
+        let sending = begin_forgotten(&file, 20 * P, 8 * P)?;
         // What waits for a buf asks again until there is one.
-        std::thread::sleep(Duration::from_millis(5));
+        wait_until("the bufs were too few, or enough", || {
+            buf::ALLOCS_FAILED.load(Ordering::Relaxed) > failed || sending.is_over()
+        })?;
         buf::STOCK.store(usize::MAX, Ordering::Relaxed);
         finish(bed, &file, sending, 20 * P, 8 * P)?;
     }

@@ -8,13 +8,15 @@ use std::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use asyncpager::kpi::sys;
 
 use crate::{
-    buf, cpu, disk,
+    buf,
+    clock::Patience,
+    cpu, disk,
     locks::VnodeLocked,
     pager,
     rules::{record, rule, violation},
@@ -34,8 +36,8 @@ pub static CALLS_WAITED: AtomicU64 = AtomicU64::new(0);
 const QUARANTINE: usize = 50_000;
 static ENDED: Mutex<VecDeque<Box<Expected>>> = Mutex::new(VecDeque::new());
 
-/// A caller that waits longer than this for iodone waits for ever.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A caller that waits more seconds than this for iodone waits for ever.
+const PATIENCE: u32 = 20;
 
 /// One call's page array and what iodone must say of it.
 struct Expected {
@@ -48,8 +50,19 @@ struct Expected {
 unsafe impl Send for Expected {}
 
 /// Microseconds that iodone's thread takes to come back, when everything that
-/// it had is somebody else's again.
+/// it had is somebody else's again; 0 lets it come back at once.
 pub static LINGER: AtomicU64 = AtomicU64::new(0);
+
+/// Threads that do so now.
+static LINGERING: AtomicUsize = AtomicUsize::new(0);
+
+/// Have iodone's threads come back, and wait until they have.
+pub fn linger_no_more() {
+    LINGER.store(0, Ordering::Release);
+    while LINGERING.load(Ordering::Acquire) > 0 {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -117,11 +130,17 @@ unsafe extern "C" fn iodone(
             page.unbusy(call);
         }
     }
+    LINGERING.fetch_add(1, Ordering::AcqRel);
     expected.io.end(error);
-    let linger = LINGER.load(Ordering::Relaxed);
-    if linger > 0 && !schedule::is_one_thread() {
-        std::thread::sleep(Duration::from_micros(linger));
+    let linger = Duration::from_micros(LINGER.load(Ordering::Relaxed));
+    let begin = Instant::now();
+    while LINGER.load(Ordering::Relaxed) > 0
+        && begin.elapsed() < linger
+        && !schedule::is_one_thread()
+    {
+        std::thread::sleep(linger.min(Duration::from_micros(300)));
     }
+    LINGERING.fetch_sub(1, Ordering::AcqRel);
 }
 
 /// What one call of VOP_GETPAGES_ASYNC came to.
@@ -202,6 +221,7 @@ fn start(
 }
 
 fn wait(io: &Io) -> c_int {
+    let mut patience = Patience::seconds(PATIENCE);
     let mut state = io.state.lock().unwrap();
     while state.outstanding > 0 {
         drop(state);
@@ -213,9 +233,9 @@ fn wait(io: &Io) -> c_int {
         if schedule::is_one_thread() {
             violation("sendfile_iowait", "nobody is left to call iodone: the process hangs");
         }
-        let (next, late) = io.done.wait_timeout(state, PATIENCE).unwrap();
+        let (next, late) = io.done.wait_timeout(state, Patience::STEP).unwrap();
         state = next;
-        if late.timed_out() {
+        if late.timed_out() && !patience.spend() {
             violation("sendfile_iowait", "iodone has not been called: the process hangs");
         }
     }
@@ -360,6 +380,11 @@ impl Sending {
         let (code, ..) = start(file.object, &self.io, &run, None, last.then_some(readahead));
         self.failed = code != sys::VM_PAGER_OK;
         reach
+    }
+
+    /// Whether all its I/O is over.
+    pub fn is_over(&self) -> bool {
+        self.io.state.lock().unwrap().outstanding == 0
     }
 
     /// sendfile_iowait(), the bytes, and the pages' release.

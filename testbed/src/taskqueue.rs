@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     ffi::{CStr, c_char, c_int, c_void},
-    sync::{Condvar, Mutex},
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::JoinHandle,
 };
 
@@ -30,6 +33,25 @@ struct Queue {
 
 static QUEUES: Mutex<BTreeMap<usize, Queue>> = Mutex::new(BTreeMap::new());
 static CHANGED: Condvar = Condvar::new();
+/// The queues' threads begin no task; [`QUEUES`] guards it.
+static HELD: AtomicBool = AtomicBool::new(false);
+
+/// Have the queues' threads busy elsewhere, or not any more: what is queued
+/// stays so. Tasks that have begun come to their end first.
+pub fn hold(on: bool) {
+    let mut queues = QUEUES.lock().unwrap();
+    HELD.store(on, Ordering::Relaxed);
+    while on && queues.values().any(|queue| !queue.running.is_empty()) {
+        queues = CHANGED.wait(queues).unwrap();
+    }
+    CHANGED.notify_all();
+}
+
+/// Whether no task is queued or runs.
+pub fn idle() -> bool {
+    let queues = QUEUES.lock().unwrap();
+    queues.values().all(|queue| queue.tasks.is_empty() && queue.running.is_empty())
+}
 
 /// Queues that are alive.
 pub fn queues() -> usize {
@@ -63,7 +85,8 @@ pub fn run_one() -> bool {
 fn run_next(at: usize) -> bool {
     let (task, pending) = {
         let mut queues = QUEUES.lock().unwrap();
-        let Some(queue) = queues.get_mut(&at).filter(|queue| !queue.tasks.is_empty()) else {
+        let ready = |queue: &&mut Queue| !queue.tasks.is_empty() && !HELD.load(Ordering::Relaxed);
+        let Some(queue) = queues.get_mut(&at).filter(ready) else {
             return false;
         };
         let task = queue.tasks.remove(0);
@@ -97,10 +120,10 @@ fn work(at: usize) {
         }
         let queues = QUEUES.lock().unwrap();
         let Some(queue) = queues.get(&at) else { return };
-        if !queue.tasks.is_empty() {
+        if !queue.tasks.is_empty() && !HELD.load(Ordering::Relaxed) {
             continue;
         }
-        if queue.ends {
+        if queue.ends && queue.tasks.is_empty() {
             return;
         }
         drop(CHANGED.wait(queues).unwrap());

@@ -16,6 +16,7 @@ use asyncpager::kpi::sys;
 
 use crate::{
     bufcache,
+    clock::Patience,
     disk::Disk,
     graves,
     indirect::Cache,
@@ -184,10 +185,17 @@ impl File {
         let call = "vgone";
         let references = || with_vnode(call, self.vnode, |v| (v.v_holdcnt, v.v_usecount));
         // Threads of the module hold a vnode for as long as they look at it.
-        let patience = Instant::now() + Duration::from_secs(10);
-        while references() != (1, 1) && Instant::now() < patience {
+        let mut patience = Patience::seconds(10);
+        let mut step = Instant::now();
+        while references() != (1, 1) {
             if !schedule::pump() {
                 std::thread::sleep(Duration::from_micros(200));
+            }
+            if step.elapsed() >= Patience::STEP {
+                step = Instant::now();
+                if !patience.spend() {
+                    break;
+                }
             }
         }
         let (hold, used) = references();

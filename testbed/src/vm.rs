@@ -10,12 +10,12 @@ use std::{
         Condvar, LazyLock, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use asyncpager::kpi::sys;
 
 use crate::{
+    clock::Patience,
     graves, locks,
     rules::{may_sleep, record, rule, violation},
     schedule,
@@ -124,8 +124,8 @@ static VM: LazyLock<Mutex<Vm>> = LazyLock::new(|| {
 });
 static BUSY: Condvar = Condvar::new();
 
-/// Who sleeps longer than this sleeps for ever.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Who sleeps more seconds than this sleeps for ever.
+const PATIENCE: u32 = 60;
 
 /// A page of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -304,6 +304,7 @@ pub fn is_paging(object: *mut sys::vm_object) -> bool {
 /// Sleep until `done` finds what it waits for.
 fn wait_for<T>(call: &str, mut done: impl FnMut(&mut Vm) -> Option<T>) -> T {
     may_sleep(call);
+    let mut patience = Patience::seconds(PATIENCE);
     let mut vm = VM.lock().unwrap();
     loop {
         if let Some(result) = done(&mut vm) {
@@ -314,8 +315,8 @@ fn wait_for<T>(call: &str, mut done: impl FnMut(&mut Vm) -> Option<T>) -> T {
             rule(call, schedule::pump(), "deadlock: nobody is left to wake this thread");
             vm = VM.lock().unwrap();
         } else {
-            let (next, late) = BUSY.wait_timeout(vm, PATIENCE).unwrap();
-            rule(call, !late.timed_out(), "nobody wakes this thread");
+            let (next, late) = BUSY.wait_timeout(vm, Patience::STEP).unwrap();
+            rule(call, !late.timed_out() || patience.spend(), "nobody wakes this thread");
             vm = next;
         }
     }
