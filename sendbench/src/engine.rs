@@ -169,6 +169,8 @@ impl<H: Host> Bench<'_, H> {
             let mut first_byte = Recorder::new();
             seen.iter().for_each(|seen| first_byte.add(&seen.first_byte));
             let (timeline, timeline_ms) = timeline(&seen);
+            // A client may have all bytes before the call that sent them returns.
+            let whole = (served.last - began).as_secs_f64().max(seconds).max(1e-9);
             Ok(Measured {
                 seconds,
                 bytes: seen.iter().map(|seen| seen.bytes).sum(),
@@ -176,12 +178,12 @@ impl<H: Host> Bench<'_, H> {
                 cut: seen.iter().any(|seen| seen.cut),
                 first_byte: first_byte.distribution(),
                 call: served.call.distribution(),
-                // A client may have all bytes before the call that sent them returns.
-                inside_share: served.inside.as_secs_f64()
-                    / (served.last - began).as_secs_f64().max(seconds).max(1e-9),
+                inside_share: served.inside.as_secs_f64() / whole,
+                asleep: Some(served.asleep_call.distribution()),
+                asleep_share: Some(served.asleep.as_secs_f64() / whole),
                 calls_full: served.full,
                 calls_busy: served.busy,
-                cpu_server: used.cpu - usage.cpu,
+                cpu_server: used.cpu.saturating_sub(usage.cpu).as_secs_f64(),
                 cpu_system: after.cpu.zip(before.cpu).map(|(after, before)| after - before),
                 switches_voluntary: used.voluntary - usage.voluntary,
                 switches_involuntary: used.involuntary - usage.involuntary,
@@ -239,6 +241,8 @@ impl<S> Connection<S> {
 struct Served {
     call: Recorder,
     inside: Duration,
+    asleep_call: Recorder,
+    asleep: Duration,
     /// When the last call returned.
     last: Instant,
     full: u64,
@@ -266,6 +270,8 @@ impl<H: Host> Loop<'_, H> {
         let mut served = Served {
             call: Recorder::new(),
             inside: Duration::ZERO,
+            asleep_call: Recorder::new(),
+            asleep: Duration::ZERO,
             last: Instant::now(),
             full: 0,
             busy: 0,
@@ -347,12 +353,17 @@ impl<H: Host> Loop<'_, H> {
         };
         let options = self.bench.options;
         let len = (*end - *at).min(options.chunk);
+        let host = self.bench.host;
+        let before = host.usage();
         let begin = Instant::now();
-        let result = self.bench.host.sendfile(&self.files[*file], server, *at, len, options);
+        let result = host.sendfile(&self.files[*file], server, *at, len, options);
         served.last = Instant::now();
         let inside = served.last - begin;
+        let asleep = host.usage().asleep_since(&before, inside);
         served.call.record(inside.as_nanos() as u64);
         served.inside += inside;
+        served.asleep_call.record(asleep.as_nanos() as u64);
+        served.asleep += asleep;
         let (sent, stop) = match result {
             Ok(sent) => sent,
             Err(error) if gone(&error) => {

@@ -171,10 +171,10 @@ pub fn calls(case: &Case) -> Result<String> {
     let sides = sides(case);
     let ends =
         |f: fn(&Distribution) -> Option<u64>| sides.iter().filter_map(move |(_, s)| f(&s.call));
-    let least = ends(|d| d.buckets.first().map(|(ns, _)| *ns)).min().unwrap_or(1000) as f64;
-    let most = ends(|d| d.buckets.last().map(|(ns, _)| *ns)).max().unwrap_or(1_000_000) as f64;
+    let least = log_time(ends(|d| d.buckets.first().map(|(ns, _)| *ns)).min().unwrap_or(1000));
+    let most = log_time(ends(|d| d.buckets.last().map(|(ns, _)| *ns)).max().unwrap_or(1_000_000));
     let count = sides.iter().map(|(_, side)| side.call.count).max().unwrap_or(1).max(10) as f64;
-    let (from, to) = (least.log10().floor(), most.log10().ceil().max(least.log10().floor() + 1.0));
+    let (from, to) = (least.floor(), most.ceil().max(least.floor() + 1.0));
     let bottom = -count.log10().ceil();
     draw(SIZE, |area| {
         // Logarithms on plain axes: whole decades get the labels.
@@ -211,12 +211,17 @@ pub fn calls(case: &Case) -> Result<String> {
     })
 }
 
+/// log10 of a time; a clock may see no time go by.
+fn log_time(ns: u64) -> f64 {
+    (ns.max(1) as f64).log10()
+}
+
 /// Steps: (log10 of a time, log10 of the share of longer calls).
 fn tail(calls: &Distribution, from: f64, bottom: f64) -> Vec<(f64, f64)> {
     let mut points = vec![(from, 0.0)];
     let (mut left, mut share) = (calls.count, 0.0);
     for (ns, count) in &calls.buckets {
-        let at = (*ns as f64).log10();
+        let at = log_time(*ns);
         points.push((at, share));
         left -= count;
         share = if left == 0 { bottom } else { (left as f64 / calls.count as f64).log10() };
@@ -279,6 +284,7 @@ mod tests {
 
     #[test]
     fn the_tail_falls_from_all_to_none() {
+        assert_eq!(log_time(0), 0.0);
         let calls = Distribution {
             count: 1000,
             buckets: vec![(1_000, 900), (10_000, 99), (30_000_000, 1)],

@@ -75,6 +75,11 @@ pub struct Measured {
     pub call: Distribution,
     /// Share of the run that the event loop was inside sendfile.
     pub inside_share: f64,
+    /// Time asleep inside each sendfile call, in nanoseconds; 0 of a call that did not give up
+    /// the CPU. None in results of an older sendbench.
+    pub asleep: Option<Distribution>,
+    /// Share of the run that the event loop slept inside sendfile.
+    pub asleep_share: Option<f64>,
     /// Calls that ended for lack of room in the socket's buffer.
     pub calls_full: u64,
     /// Calls that ended because a page was busy (SF_NODISKIO).

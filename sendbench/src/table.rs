@@ -6,6 +6,7 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use crate::{
+    distribution::Distribution,
     ratio::{Case, Ratio, Ratios, Side, cases},
     result::Results,
 };
@@ -51,6 +52,11 @@ fn both(case: &Case, figure: impl Fn(&Side) -> Option<String>) -> String {
         (_, None) => text(&case.stock),
         _ => format!("{} → {}", text(&case.stock), text(&case.asyncpager)),
     }
+}
+
+/// A side's time asleep inside a sendfile call.
+pub fn sleep(side: &Side, figure: impl Fn(&Distribution) -> u64) -> Option<String> {
+    side.asleep.as_ref().map(|asleep| duration(figure(asleep)))
 }
 
 /// A figure of each side, and how the sides compare in it.
@@ -105,6 +111,14 @@ pub const METRICS: &[Metric] = &[
         Some(|r| r.inside_share),
     ),
     Metric::new(
+        "share of the run asleep inside sendfile",
+        |s| s.asleep_share.map(percent),
+        Some(|r| r.asleep_share),
+    ),
+    Metric::new("asleep in a sendfile call, p99", |s| sleep(s, |d| d.p99), None),
+    Metric::new("asleep in a sendfile call, p99.9", |s| sleep(s, |d| d.p999), None),
+    Metric::new("asleep in a sendfile call, longest", |s| sleep(s, |d| d.max), None),
+    Metric::new(
         "CPU s/GiB, event loop",
         |s| Some(format!("{:.2}", s.cpu_server_per_gib)),
         Some(|r| r.cpu_server),
@@ -124,6 +138,32 @@ pub const METRICS: &[Metric] = &[
         |s| s.pages_read_per_gib.map(|pages| format!("{pages:.0}")),
         Some(|r| r.pages_read),
     ),
+];
+
+const OF_OWN_ZERO: &str = "of own 0 ms";
+
+/// A column of the overview: its head, and a case's cell.
+type Column = (&'static str, fn(&Case) -> String);
+
+const COLUMNS: &[Column] = &[
+    ("workload", |case| case.workload.as_str().to_string()),
+    ("latency", |case| latency(case.latency_ms)),
+    ("MB/s", |case| both(case, |s| Some(rate(s.rate)))),
+    ("ratio", |case| ratio(case.ratios.rate)),
+    (OF_OWN_ZERO, |case| {
+        let share = |share: Option<f64>| share.map_or("–".into(), |share| format!("{share:.2}"));
+        match (case.stock_of_own_zero, case.of_own_zero) {
+            (None, None) => "–".into(),
+            (stock, ours) => format!("{} → {}", share(stock), share(ours)),
+        }
+    }),
+    ("first byte p50", |case| both(case, |s| Some(duration(s.first_byte.p50)))),
+    ("inside", |case| both(case, |s| Some(percent(s.inside_share)))),
+    ("asleep", |case| both(case, |s| s.asleep_share.map(percent))),
+    ("sleep p99", |case| both(case, |s| sleep(s, |asleep| asleep.p99))),
+    ("longest sleep", |case| both(case, |s| sleep(s, |asleep| asleep.max))),
+    ("CPU ratio", |case| ratio(case.ratios.cpu_server)),
+    ("pages ratio", |case| ratio(case.ratios.pages_read)),
 ];
 
 /// All cases.
@@ -147,38 +187,14 @@ pub fn table(results: &Results) -> String {
         "stock → asyncpager; ratios asyncpager/stock of each round: median (least–greatest)"
     );
     let cases = cases(results);
+    // Without a run at 0 ms there is nothing to refer to.
+    let referred = cases.iter().any(|case| case.of_own_zero.or(case.stock_of_own_zero).is_some());
+    let columns: Vec<_> =
+        COLUMNS.iter().filter(|(name, _)| referred || *name != OF_OWN_ZERO).collect();
     let mut overview = sheet();
-    overview.set_header([
-        "workload",
-        "latency",
-        "MB/s",
-        "ratio",
-        "of own 0 ms",
-        "first byte p50",
-        "call p99",
-        "call max",
-        "inside",
-        "CPU ratio",
-        "pages ratio",
-    ]);
+    overview.set_header(columns.iter().map(|(name, _)| *name));
     for case in &cases {
-        let share = |share: Option<f64>| share.map_or("–".into(), |share| format!("{share:.2}"));
-        overview.add_row([
-            case.workload.as_str().to_string(),
-            latency(case.latency_ms),
-            both(case, |s| Some(rate(s.rate))),
-            ratio(case.ratios.rate),
-            match (case.stock_of_own_zero, case.of_own_zero) {
-                (None, None) => "–".into(),
-                (stock, ours) => format!("{} → {}", share(stock), share(ours)),
-            },
-            both(case, |s| Some(duration(s.first_byte.p50))),
-            both(case, |s| Some(duration(s.call.p99))),
-            both(case, |s| Some(duration(s.call.max))),
-            both(case, |s| Some(percent(s.inside_share))),
-            ratio(case.ratios.cpu_server),
-            ratio(case.ratios.pages_read),
-        ]);
+        overview.add_row(columns.iter().map(|(_, text)| text(case)));
     }
     for column in overview.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -222,8 +238,23 @@ mod tests {
     fn the_table_has_the_ratio_its_spread_and_the_reference() {
         let text = table(&crate::ratio::tests::results());
         let row = text.lines().find(|line| line.contains("30 ms")).unwrap();
-        for want in ["cold-stream", "4.00 (3.00–4.40)", "26.8 → 107.4", "0.23 → 0.90"] {
+        for want in [
+            "cold-stream",
+            "4.00 (3.00–4.40)",
+            "26.8 → 107.4",
+            "0.23 → 0.90",
+            "40.0 % → 10.0 %",
+            "9.96 ms → 99.3 µs",
+        ] {
             assert!(row.contains(want), "{want}: {row}");
         }
+    }
+
+    #[test]
+    fn without_a_reference_there_is_no_column_for_it() {
+        let mut results = crate::ratio::tests::results();
+        assert!(table(&results).contains(OF_OWN_ZERO));
+        results.runs.retain(|run| run.latency_ms == Some(30));
+        assert!(!table(&results).contains(OF_OWN_ZERO));
     }
 }

@@ -65,7 +65,12 @@ fn all_workloads_with_both_variants() {
         assert!(!module || warm || served > 0, "the module served nothing: {run}");
         let bytes: u64 = run["timeline"].as_array().unwrap().iter().filter_map(Value::as_u64).sum();
         assert_eq!(run["bytes"], bytes);
-        assert!(run["inside_share"].as_f64().unwrap() <= 1.0, "{run}");
+        let (inside, asleep) = (&run["inside_share"], &run["asleep_share"]);
+        let (inside, asleep) = (inside.as_f64().unwrap(), asleep.as_f64().unwrap());
+        assert!((0.0..=inside).contains(&asleep) && inside <= 1.0, "{run}");
+        assert_eq!(run["asleep"]["count"], run["call"]["count"]);
+        let longest = |what: &str| run[what]["max"].as_u64().unwrap();
+        assert!(longest("asleep") <= longest("call"), "{run}");
         assert_eq!(run["cut"], false);
     }
     // A cold stream from a disk of 2 ms cannot begin any sooner.
@@ -74,6 +79,13 @@ fn all_workloads_with_both_variants() {
     };
     let run = runs.iter().find(cold).unwrap();
     assert!(run["first_byte"]["p50"].as_u64().unwrap() >= 1_980_000, "{}", run["first_byte"]);
+    // The kernel's own reads the block map inside of the call, and sleeps for it.
+    let deep = |run: &&Value| {
+        run["variant"] == "stock" && run["latency_ms"] == 2 && run["workload"] == "deep"
+    };
+    let run = runs.iter().find(deep).unwrap();
+    assert!(run["asleep"]["max"].as_u64().unwrap() >= 1_000_000, "{}", run["asleep"]);
+    assert!(run["asleep_share"].as_f64().unwrap() > 0.0, "{run}");
     let page = std::fs::read_to_string(page).unwrap();
     assert!(page.contains("<svg") && page.contains("many-files"));
 }
@@ -97,6 +109,28 @@ fn run_report_and_saved_json_agree() {
     assert_eq!(report(&[]).stdout, output.stdout);
     assert!(report(&[page.to_str().unwrap()]).status.success());
     assert!(std::fs::read_to_string(page).unwrap().contains("asyncpager"));
+}
+
+#[test]
+fn a_file_of_an_older_sendbench_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (json, page) = (dir.path().join("old.json"), dir.path().join("old.html"));
+    let output = testbed(&["run", "-w=deep", "--size=1M", "--rounds=1", "--json"]);
+    let mut results: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for new in ["asleep", "asleep_share"] {
+        let run = results["runs"][0].as_object_mut().unwrap();
+        assert!(run.remove(new).is_some(), "{new}");
+    }
+    std::fs::write(&json, results.to_string()).unwrap();
+    let report = |more: &[&str]| {
+        let output =
+            command(&["report", "--from", json.to_str().unwrap()]).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(report(&[]).contains("deep"));
+    report(&[page.to_str().unwrap()]);
+    assert!(std::fs::read_to_string(page).unwrap().contains("asleep"));
 }
 
 #[test]
