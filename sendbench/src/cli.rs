@@ -69,6 +69,9 @@ pub struct Bench {
     /// End each run after so many seconds
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: Option<u64>,
+    /// Bytes a second that each client takes, as over a line of its own, and no more
+    #[arg(long, value_name = "BYTES")]
+    pub rate: Option<Bytes>,
     /// Seed of contents and requests
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -163,7 +166,7 @@ impl Bench {
         Scale { size, seed: self.seed }
     }
 
-    /// For results.
+    /// For the runs and for results.
     pub fn send_options(&self) -> SendOptions {
         SendOptions {
             chunk: self.send.chunk.0,
@@ -173,6 +176,7 @@ impl Bench {
             readahead: self.send.readahead,
             user_readahead: self.send.user_readahead,
             seconds: self.seconds,
+            rate: self.rate.map(|bytes| bytes.0),
         }
     }
 }
@@ -269,6 +273,9 @@ mod tests {
         assert_eq!((bench.scale().size, bench.send.chunk.0), (DEFAULT_SIZE, 2 << 20));
         assert_eq!(bench.rounds, 5);
         assert!(bench.latency.is_empty());
+        assert_eq!(bench.send_options().rate, None);
+        let bench = compare(&["--rate", "112M"]).unwrap();
+        assert_eq!(bench.send_options().rate, Some(112 << 20));
     }
 
     #[test]

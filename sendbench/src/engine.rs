@@ -22,6 +22,7 @@ use crate::{
     distribution::Recorder,
     host::{Client, Event, Host, Server, Stop},
     interrupt,
+    pace::Line,
     result::{Measured, SendOptions},
     workload::{FileSpec, Request, Workload},
 };
@@ -85,6 +86,7 @@ struct Clients<'a> {
     files: &'a [FileSpec],
     seed: u64,
     seconds: Option<u64>,
+    rate: Option<u64>,
     progress: &'a AtomicU64,
 }
 
@@ -121,6 +123,7 @@ impl<H: Host> Bench<'_, H> {
             files: &self.workload.files,
             seed: self.seed,
             seconds: self.options.seconds,
+            rate: self.options.rate,
             progress,
         };
         std::thread::scope(|scope| {
@@ -416,7 +419,9 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
         timeline: Vec::new(),
         end: Duration::ZERO,
     };
-    let mut buf = vec![0; RECEIVE];
+    let mut line = shared.rate.map(Line::new);
+    let most = line.as_ref().map_or(RECEIVE, |line| RECEIVE.min(line.most() as usize));
+    let mut buf = vec![0; most];
     shared.ready.wait();
     let begin = *shared.began.get_or_init(Instant::now);
     'all: for request in requests {
@@ -427,8 +432,8 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
         let asked = Instant::now();
         end.write(&encode(request.file as u32, at, left)).context("sending a request")?;
         while left > 0 {
-            let most = left.min(RECEIVE as u64) as usize;
-            let got = match end.read(&mut buf[..most]) {
+            let len = left.min(most as u64) as usize;
+            let got = match end.read(&mut buf[..len]) {
                 Ok(got) => got,
                 Err(error) if gone(&error) => 0,
                 Err(error) => return Err(error).context("receiving"),
@@ -445,7 +450,14 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
                     file.name, wrong.offset, wrong.got, wrong.want
                 )));
             }
-            let now = begin.elapsed();
+            let mut now = begin.elapsed();
+            if let Some(line) = &mut line {
+                let wait = line.take(now, got as u64);
+                if !wait.is_zero() {
+                    std::thread::sleep(wait);
+                    now = begin.elapsed();
+                }
+            }
             let piece = (now.as_millis() as u64 / PIECE_MS) as usize;
             if seen.timeline.len() <= piece {
                 seen.timeline.resize(piece + 1, 0);

@@ -154,6 +154,7 @@ fn head(results: &Results) -> Markup {
             @if send.user_readahead { ", SF_USER_READAHEAD" }
             @if send.readahead > 0 { ", SF_READAHEAD(" (send.readahead) ")" }
             @if let Some(extents) = results.fragments { ", fragmented file in " (extents) " extents" }
+            @if let Some(clients) = table::clients(send) { ", " (clients) }
             ". Clients checked every byte."
         }
         @for warning in &machine.warnings { p.warning { "Warning: " (warning) } }
@@ -325,6 +326,14 @@ mod tests {
         for network in ["src=", "<script", "<link", "url(", "@import"] {
             assert!(!page.contains(network), "{network}");
         }
+    }
+
+    #[test]
+    fn the_page_tells_what_the_clients_take() {
+        let mut results = results();
+        assert!(!page(&results).unwrap().contains("clients take"));
+        results.send.rate = Some(2_000_000);
+        assert!(page(&results).unwrap().contains("clients take at most 2.0 MB/s each"));
     }
 
     #[test]

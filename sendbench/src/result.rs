@@ -137,7 +137,7 @@ pub struct Machine {
     pub warnings: Vec<String>,
 }
 
-/// How sendfile(2) is called.
+/// How sendfile(2) is called, and how the clients behave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendOptions {
     /// Most bytes of one call.
@@ -154,6 +154,8 @@ pub struct SendOptions {
     pub user_readahead: bool,
     /// A run ends after so many seconds.
     pub seconds: Option<u64>,
+    /// Most bytes a second that each client takes.
+    pub rate: Option<u64>,
 }
 
 /// A whole benchmark.
@@ -171,7 +173,7 @@ pub struct Results {
     pub size: u64,
     /// The seed.
     pub seed: u64,
-    /// How sendfile(2) was called.
+    /// How sendfile(2) was called and how the clients behaved.
     pub send: SendOptions,
     /// Extents of the fragmented file, when the filesystem told them.
     pub fragments: Option<u64>,

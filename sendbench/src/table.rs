@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use crate::{
     distribution::Distribution,
     ratio::{Case, Ratio, Ratios, Side, cases},
-    result::Results,
+    result::{Results, SendOptions},
 };
 
 /// Bytes a second.
@@ -32,6 +32,15 @@ pub fn duration(nanoseconds: u64) -> String {
 /// A share in per cent.
 pub fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
+}
+
+/// How the clients behave, unless they take all that comes as it comes.
+pub fn clients(send: &SendOptions) -> Option<String> {
+    let rate = send.rate? as f64;
+    Some(match rate {
+        ..1e6 => format!("clients take at most {:.1} kB/s each", rate / 1e3),
+        _ => format!("clients take at most {:.1} MB/s each", rate / 1e6),
+    })
 }
 
 /// A ratio and its spread.
@@ -179,6 +188,9 @@ pub fn table(results: &Results) -> String {
         machine.disk,
         machine.cold
     );
+    if let Some(clients) = clients(&results.send) {
+        let _ = writeln!(text, "{clients}");
+    }
     for warning in &machine.warnings {
         let _ = writeln!(text, "warning: {warning}");
     }
@@ -248,6 +260,17 @@ mod tests {
         ] {
             assert!(row.contains(want), "{want}: {row}");
         }
+    }
+
+    #[test]
+    fn the_head_tells_what_the_clients_take() {
+        let send = |rate| SendOptions { rate, ..SendOptions::default() };
+        assert_eq!(clients(&send(None)), None);
+        let told = clients(&send(Some(112 << 20))).unwrap();
+        assert_eq!(told, "clients take at most 117.4 MB/s each");
+        assert_eq!(clients(&send(Some(4096))).unwrap(), "clients take at most 4.1 kB/s each");
+        let results = Results { send: send(Some(112 << 20)), ..crate::ratio::tests::results() };
+        assert!(table(&results).contains(&told));
     }
 
     #[test]

@@ -117,6 +117,7 @@ fn a_file_of_an_older_sendbench_is_read() {
     let (json, page) = (dir.path().join("old.json"), dir.path().join("old.html"));
     let output = testbed(&["run", "-w=deep", "--size=1M", "--rounds=1", "--json"]);
     let mut results: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(results["send"].as_object_mut().unwrap().remove("rate").is_some());
     for new in ["asleep", "asleep_share"] {
         let run = results["runs"][0].as_object_mut().unwrap();
         assert!(run.remove(new).is_some(), "{new}");
@@ -152,6 +153,22 @@ fn a_run_is_cut_after_its_time() {
     assert_eq!(run["cut"], true);
     assert!(run["bytes"].as_u64().unwrap() < 32 << 20);
     assert!((1.0..1.5).contains(&run["seconds"].as_f64().unwrap()), "{}", run["seconds"]);
+}
+
+#[test]
+fn clients_take_no_more_than_their_rate() {
+    // Four clients, of 4 MiB each.
+    let args = ["run", "-w=shared", "--size=4M", "--rounds=1", "--rate=16M", "--json"];
+    let output = testbed(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let results: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(results["send"]["rate"], 16 << 20);
+    let run = &results["runs"][0];
+    assert_eq!(run["bytes"], 16 << 20);
+    // A quarter of a second, but for the last wait, which may be too short to be slept.
+    assert!(run["seconds"].as_f64().unwrap() >= 0.249, "{}", run["seconds"]);
+    // Their sockets' buffers are full at times.
+    assert!(run["calls_full"].as_u64().unwrap() > 0, "{run}");
 }
 
 #[test]
