@@ -109,7 +109,7 @@ fn once<H: Host>(
         host.make_cold(&workload.files)?;
     } else {
         // As fast as can be.
-        let options = SendOptions { rate: None, ..options };
+        let options = SendOptions { rate: None, stagger_ms: 0, ..options };
         let engine = engine::Bench { options: &options, ..engine };
         engine.run(&AtomicU64::new(0)).context("warming up")?;
     }

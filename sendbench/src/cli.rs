@@ -72,6 +72,9 @@ pub struct Bench {
     /// Bytes a second that each client takes, as over a line of its own, and no more
     #[arg(long, value_name = "BYTES")]
     pub rate: Option<Bytes>,
+    /// Milliseconds between one client's beginning and the next one's
+    #[arg(long, value_name = "MS", default_value = "0")]
+    pub stagger: Milliseconds,
     /// Seed of contents and requests
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -177,6 +180,7 @@ impl Bench {
             user_readahead: self.send.user_readahead,
             seconds: self.seconds,
             rate: self.rate.map(|bytes| bytes.0),
+            stagger_ms: self.stagger.0,
         }
     }
 }
@@ -223,7 +227,7 @@ impl FromStr for Milliseconds {
         match number.parse() {
             Ok(ms) if ms <= 10_000 => Ok(Self(ms)),
             Ok(_) => Err(format!("'{text}' is more than 10000ms")),
-            Err(_) => Err(format!("'{text}' is not a latency as 30 or 30ms")),
+            Err(_) => Err(format!("'{text}' is not a time as 30 or 30ms")),
         }
     }
 }
@@ -273,9 +277,13 @@ mod tests {
         assert_eq!((bench.scale().size, bench.send.chunk.0), (DEFAULT_SIZE, 2 << 20));
         assert_eq!(bench.rounds, 5);
         assert!(bench.latency.is_empty());
-        assert_eq!(bench.send_options().rate, None);
-        let bench = compare(&["--rate", "112M"]).unwrap();
-        assert_eq!(bench.send_options().rate, Some(112 << 20));
+        let clients = |bench: &Bench| {
+            let send = bench.send_options();
+            (send.rate, send.stagger_ms)
+        };
+        assert_eq!(clients(&bench), (None, 0));
+        let bench = compare(&["--rate", "112M", "--stagger", "50ms"]).unwrap();
+        assert_eq!(clients(&bench), (Some(112 << 20), 50));
     }
 
     #[test]

@@ -44,7 +44,8 @@ const PIECE_MS: u64 = 10;
 const PIECES: usize = 400;
 /// A connection that met a busy page is tried again after this long.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
-/// How long the event loop waits before it looks for signals.
+/// How long the event loop waits before it looks for signals, and a client before it looks
+/// whether all is over.
 const PATIENCE: Duration = Duration::from_millis(200);
 const RECEIVE: usize = 256 << 10;
 
@@ -130,11 +131,13 @@ impl<H: Host> Bench<'_, H> {
             let clients: Vec<_> = ends
                 .into_iter()
                 .zip(&self.workload.connections)
-                .map(|(end, requests)| {
+                .zip(0..)
+                .map(|((end, requests), n)| {
+                    let delay = Duration::from_millis(self.options.stagger_ms) * n;
                     let shared = &shared;
                     scope.spawn(move || {
                         host.enter_thread();
-                        let seen = client(end, requests, shared);
+                        let seen = client(end, requests, delay, shared);
                         if seen.is_err() {
                             shared.stop.store(true, Ordering::Relaxed);
                         }
@@ -409,8 +412,43 @@ fn gone(error: &std::io::Error) -> bool {
     )
 }
 
-/// Ask for everything, check what comes.
-fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Result<Seen> {
+impl Clients<'_> {
+    /// The time is over.
+    fn over(&self, begin: Instant) -> bool {
+        self.seconds.is_some_and(|most| begin.elapsed().as_secs() >= most)
+    }
+
+    /// Sleep until so much of the run has gone by; false when it ends before.
+    fn delay(&self, begin: Instant, delay: Duration) -> Result<bool> {
+        loop {
+            let left = delay.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                return Ok(true);
+            }
+            self.check_stop()?;
+            if self.over(begin) {
+                return Ok(false);
+            }
+            std::thread::sleep(left.min(PATIENCE));
+        }
+    }
+
+    /// An error once others have failed.
+    fn check_stop(&self) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            bail!("stopped");
+        }
+        Ok(())
+    }
+}
+
+/// Begin after a delay, ask for everything, check what comes.
+fn client(
+    mut end: impl Client,
+    requests: &[Request],
+    delay: Duration,
+    shared: &Clients,
+) -> Result<Seen> {
     let mut seen = Seen {
         first_byte: Recorder::new(),
         bytes: 0,
@@ -424,6 +462,10 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
     let mut buf = vec![0; most];
     shared.ready.wait();
     let begin = *shared.began.get_or_init(Instant::now);
+    if !shared.delay(begin, delay)? {
+        seen.cut = true;
+        return Ok(seen);
+    }
     'all: for request in requests {
         let file = &shared.files[request.file];
         let content = Content::new(shared.seed, file.number);
@@ -468,16 +510,14 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
             at += got as u64;
             left -= got as u64;
             shared.progress.fetch_add(got as u64, Ordering::Relaxed);
-            if shared.stop.load(Ordering::Relaxed) {
-                bail!("stopped");
-            }
-            if left > 0 && shared.seconds.is_some_and(|most| now.as_secs() >= most) {
+            shared.check_stop()?;
+            if left > 0 && shared.over(begin) {
                 seen.cut = true;
                 break 'all;
             }
         }
         seen.requests += 1;
-        if shared.seconds.is_some_and(|most| begin.elapsed().as_secs() >= most) {
+        if shared.over(begin) {
             seen.cut |= seen.requests < requests.len() as u64;
             break;
         }

@@ -156,6 +156,9 @@ pub struct SendOptions {
     pub seconds: Option<u64>,
     /// Most bytes a second that each client takes.
     pub rate: Option<u64>,
+    /// Milliseconds between one client's beginning and the next one's.
+    #[serde(default)]
+    pub stagger_ms: u64,
 }
 
 /// A whole benchmark.

@@ -36,11 +36,13 @@ pub fn percent(share: f64) -> String {
 
 /// How the clients behave, unless they take all that comes as it comes.
 pub fn clients(send: &SendOptions) -> Option<String> {
-    let rate = send.rate? as f64;
-    Some(match rate {
-        ..1e6 => format!("clients take at most {:.1} kB/s each", rate / 1e3),
-        _ => format!("clients take at most {:.1} MB/s each", rate / 1e6),
-    })
+    let rate = send.rate.map(|rate| match rate as f64 {
+        rate @ ..1e6 => format!("take at most {:.1} kB/s each", rate / 1e3),
+        rate => format!("take at most {:.1} MB/s each", rate / 1e6),
+    });
+    let stagger = (send.stagger_ms > 0).then(|| format!("begin {} ms apart", send.stagger_ms));
+    let all: Vec<String> = rate.into_iter().chain(stagger).collect();
+    (!all.is_empty()).then(|| format!("clients {}", all.join(" and ")))
 }
 
 /// A ratio and its spread.
@@ -269,6 +271,10 @@ mod tests {
         let told = clients(&send(Some(112 << 20))).unwrap();
         assert_eq!(told, "clients take at most 117.4 MB/s each");
         assert_eq!(clients(&send(Some(4096))).unwrap(), "clients take at most 4.1 kB/s each");
+        let stagger = SendOptions { stagger_ms: 50, ..send(None) };
+        assert_eq!(clients(&stagger).unwrap(), "clients begin 50 ms apart");
+        let both = SendOptions { stagger_ms: 50, ..send(Some(112 << 20)) };
+        assert_eq!(clients(&both).unwrap(), format!("{told} and begin 50 ms apart"));
         let results = Results { send: send(Some(112 << 20)), ..crate::ratio::tests::results() };
         assert!(table(&results).contains(&told));
     }

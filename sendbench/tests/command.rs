@@ -117,7 +117,9 @@ fn a_file_of_an_older_sendbench_is_read() {
     let (json, page) = (dir.path().join("old.json"), dir.path().join("old.html"));
     let output = testbed(&["run", "-w=deep", "--size=1M", "--rounds=1", "--json"]);
     let mut results: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(results["send"].as_object_mut().unwrap().remove("rate").is_some());
+    for new in ["rate", "stagger_ms"] {
+        assert!(results["send"].as_object_mut().unwrap().remove(new).is_some(), "{new}");
+    }
     for new in ["asleep", "asleep_share"] {
         let run = results["runs"][0].as_object_mut().unwrap();
         assert!(run.remove(new).is_some(), "{new}");
@@ -169,6 +171,24 @@ fn clients_take_no_more_than_their_rate() {
     assert!(run["seconds"].as_f64().unwrap() >= 0.249, "{}", run["seconds"]);
     // Their sockets' buffers are full at times.
     assert!(run["calls_full"].as_u64().unwrap() > 0, "{run}");
+}
+
+#[test]
+fn clients_begin_one_after_another() {
+    let shared = |more: &[&str]| {
+        let args = ["run", "-w=shared", "--size=1M", "--rounds=1", "--json"];
+        let output = testbed(&[&args[..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let results: Value = serde_json::from_slice(&output.stdout).unwrap();
+        results["runs"][0].clone()
+    };
+    let run = shared(&["--stagger=100"]);
+    assert_eq!((&run["bytes"], &run["cut"]), (&(4 << 20).into(), &false.into()));
+    // The fourth one begins then.
+    assert!(run["seconds"].as_f64().unwrap() >= 0.3, "{}", run["seconds"]);
+    // Nobody waits for the two whose turn would come when the time is over.
+    let run = shared(&["--stagger=600ms", "--seconds=1"]);
+    assert!(run["cut"] == true && run["bytes"].as_u64().unwrap() <= 2 << 20, "{run}");
 }
 
 #[test]
