@@ -14,7 +14,7 @@ use crate::{
     cli, engine,
     host::Host,
     interrupt,
-    result::{FORMAT, Measured, Results, Run, Variant},
+    result::{FORMAT, Measured, Results, Run, SendOptions, Variant},
     workload::Workload,
 };
 
@@ -108,6 +108,9 @@ fn once<H: Host>(
     if workload.cold {
         host.make_cold(&workload.files)?;
     } else {
+        // As fast as can be.
+        let options = SendOptions { rate: None, stagger_ms: 0, ..options };
+        let engine = engine::Bench { options: &options, ..engine };
         engine.run(&AtomicU64::new(0)).context("warming up")?;
     }
     let bar = progress(args.quiet, workload.bytes(), what)?;

@@ -69,6 +69,12 @@ pub struct Bench {
     /// End each run after so many seconds
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub seconds: Option<u64>,
+    /// Bytes a second that each client takes, as over a line of its own, and no more
+    #[arg(long, value_name = "BYTES")]
+    pub rate: Option<Bytes>,
+    /// Milliseconds between one client's beginning and the next one's
+    #[arg(long, value_name = "MS", default_value = "0")]
+    pub stagger: Milliseconds,
     /// Seed of contents and requests
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -163,7 +169,7 @@ impl Bench {
         Scale { size, seed: self.seed }
     }
 
-    /// For results.
+    /// For the runs and for results.
     pub fn send_options(&self) -> SendOptions {
         SendOptions {
             chunk: self.send.chunk.0,
@@ -173,6 +179,8 @@ impl Bench {
             readahead: self.send.readahead,
             user_readahead: self.send.user_readahead,
             seconds: self.seconds,
+            rate: self.rate.map(|bytes| bytes.0),
+            stagger_ms: self.stagger.0,
         }
     }
 }
@@ -219,7 +227,7 @@ impl FromStr for Milliseconds {
         match number.parse() {
             Ok(ms) if ms <= 10_000 => Ok(Self(ms)),
             Ok(_) => Err(format!("'{text}' is more than 10000ms")),
-            Err(_) => Err(format!("'{text}' is not a latency as 30 or 30ms")),
+            Err(_) => Err(format!("'{text}' is not a time as 30 or 30ms")),
         }
     }
 }
@@ -269,6 +277,13 @@ mod tests {
         assert_eq!((bench.scale().size, bench.send.chunk.0), (DEFAULT_SIZE, 2 << 20));
         assert_eq!(bench.rounds, 5);
         assert!(bench.latency.is_empty());
+        let clients = |bench: &Bench| {
+            let send = bench.send_options();
+            (send.rate, send.stagger_ms)
+        };
+        assert_eq!(clients(&bench), (None, 0));
+        let bench = compare(&["--rate", "112M", "--stagger", "50ms"]).unwrap();
+        assert_eq!(clients(&bench), (Some(112 << 20), 50));
     }
 
     #[test]

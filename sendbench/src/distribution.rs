@@ -4,7 +4,7 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Collects durations in nanoseconds, within one per cent.
+/// Collects durations in nanoseconds, within one per cent; nothing at all is one too.
 pub struct Recorder(Histogram<u64>);
 
 impl Recorder {
@@ -16,7 +16,7 @@ impl Recorder {
 
     /// One more.
     pub fn record(&mut self, nanoseconds: u64) {
-        self.0.saturating_record(nanoseconds.max(1));
+        self.0.saturating_record(nanoseconds);
     }
 
     /// All those of another.
@@ -99,6 +99,25 @@ mod tests {
         recorder.record(30_000_000);
         let d = recorder.distribution();
         assert!(d.p999 < 1100 && d.max >= 30_000_000);
+    }
+
+    #[test]
+    fn zeros_are_counted() {
+        let mut recorder = Recorder::new();
+        (0..995).for_each(|_| recorder.record(0));
+        (0..5).for_each(|_| recorder.record(30_000_000));
+        let d = recorder.distribution();
+        assert_eq!((d.count, d.p50, d.p99), (1000, 0, 0));
+        let near = |got: u64| (29_700_000..=30_300_000).contains(&got);
+        assert!(near(d.p999) && near(d.max), "{d:?}");
+        assert!((d.mean - 150_000.0).abs() < 1500.0, "{}", d.mean);
+        assert_eq!(d.buckets[0], (0, 995));
+        assert_eq!(Distribution::merged([&d]), d);
+        let mut zeros = Recorder::new();
+        zeros.record(0);
+        let d = zeros.distribution();
+        assert_eq!((d.count, d.mean, d.p999, d.max), (1, 0.0, 0, 0));
+        assert_eq!(Distribution::merged([&d, &d]).buckets, [(0, 2)]);
     }
 
     #[test]

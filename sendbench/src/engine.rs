@@ -22,6 +22,7 @@ use crate::{
     distribution::Recorder,
     host::{Client, Event, Host, Server, Stop},
     interrupt,
+    pace::Line,
     result::{Measured, SendOptions},
     workload::{FileSpec, Request, Workload},
 };
@@ -43,7 +44,8 @@ const PIECE_MS: u64 = 10;
 const PIECES: usize = 400;
 /// A connection that met a busy page is tried again after this long.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
-/// How long the event loop waits before it looks for signals.
+/// How long the event loop waits before it looks for signals, and a client before it looks
+/// whether all is over.
 const PATIENCE: Duration = Duration::from_millis(200);
 const RECEIVE: usize = 256 << 10;
 
@@ -85,6 +87,7 @@ struct Clients<'a> {
     files: &'a [FileSpec],
     seed: u64,
     seconds: Option<u64>,
+    rate: Option<u64>,
     progress: &'a AtomicU64,
 }
 
@@ -121,17 +124,20 @@ impl<H: Host> Bench<'_, H> {
             files: &self.workload.files,
             seed: self.seed,
             seconds: self.options.seconds,
+            rate: self.options.rate,
             progress,
         };
         std::thread::scope(|scope| {
             let clients: Vec<_> = ends
                 .into_iter()
                 .zip(&self.workload.connections)
-                .map(|(end, requests)| {
+                .zip(0..)
+                .map(|((end, requests), n)| {
+                    let delay = Duration::from_millis(self.options.stagger_ms) * n;
                     let shared = &shared;
                     scope.spawn(move || {
                         host.enter_thread();
-                        let seen = client(end, requests, shared);
+                        let seen = client(end, requests, delay, shared);
                         if seen.is_err() {
                             shared.stop.store(true, Ordering::Relaxed);
                         }
@@ -169,6 +175,8 @@ impl<H: Host> Bench<'_, H> {
             let mut first_byte = Recorder::new();
             seen.iter().for_each(|seen| first_byte.add(&seen.first_byte));
             let (timeline, timeline_ms) = timeline(&seen);
+            // A client may have all bytes before the call that sent them returns.
+            let whole = (served.last - began).as_secs_f64().max(seconds).max(1e-9);
             Ok(Measured {
                 seconds,
                 bytes: seen.iter().map(|seen| seen.bytes).sum(),
@@ -176,12 +184,12 @@ impl<H: Host> Bench<'_, H> {
                 cut: seen.iter().any(|seen| seen.cut),
                 first_byte: first_byte.distribution(),
                 call: served.call.distribution(),
-                // A client may have all bytes before the call that sent them returns.
-                inside_share: served.inside.as_secs_f64()
-                    / (served.last - began).as_secs_f64().max(seconds).max(1e-9),
+                inside_share: served.inside.as_secs_f64() / whole,
+                asleep: Some(served.asleep_call.distribution()),
+                asleep_share: Some(served.asleep.as_secs_f64() / whole),
                 calls_full: served.full,
                 calls_busy: served.busy,
-                cpu_server: used.cpu - usage.cpu,
+                cpu_server: used.cpu.saturating_sub(usage.cpu).as_secs_f64(),
                 cpu_system: after.cpu.zip(before.cpu).map(|(after, before)| after - before),
                 switches_voluntary: used.voluntary - usage.voluntary,
                 switches_involuntary: used.involuntary - usage.involuntary,
@@ -239,6 +247,8 @@ impl<S> Connection<S> {
 struct Served {
     call: Recorder,
     inside: Duration,
+    asleep_call: Recorder,
+    asleep: Duration,
     /// When the last call returned.
     last: Instant,
     full: u64,
@@ -266,6 +276,8 @@ impl<H: Host> Loop<'_, H> {
         let mut served = Served {
             call: Recorder::new(),
             inside: Duration::ZERO,
+            asleep_call: Recorder::new(),
+            asleep: Duration::ZERO,
             last: Instant::now(),
             full: 0,
             busy: 0,
@@ -347,12 +359,17 @@ impl<H: Host> Loop<'_, H> {
         };
         let options = self.bench.options;
         let len = (*end - *at).min(options.chunk);
+        let host = self.bench.host;
+        let before = host.usage();
         let begin = Instant::now();
-        let result = self.bench.host.sendfile(&self.files[*file], server, *at, len, options);
+        let result = host.sendfile(&self.files[*file], server, *at, len, options);
         served.last = Instant::now();
         let inside = served.last - begin;
+        let asleep = host.usage().asleep_since(&before, inside);
         served.call.record(inside.as_nanos() as u64);
         served.inside += inside;
+        served.asleep_call.record(asleep.as_nanos() as u64);
+        served.asleep += asleep;
         let (sent, stop) = match result {
             Ok(sent) => sent,
             Err(error) if gone(&error) => {
@@ -395,8 +412,43 @@ fn gone(error: &std::io::Error) -> bool {
     )
 }
 
-/// Ask for everything, check what comes.
-fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Result<Seen> {
+impl Clients<'_> {
+    /// The time is over.
+    fn over(&self, begin: Instant) -> bool {
+        self.seconds.is_some_and(|most| begin.elapsed().as_secs() >= most)
+    }
+
+    /// Sleep until so much of the run has gone by; false when it ends before.
+    fn delay(&self, begin: Instant, delay: Duration) -> Result<bool> {
+        loop {
+            let left = delay.saturating_sub(begin.elapsed());
+            if left.is_zero() {
+                return Ok(true);
+            }
+            self.check_stop()?;
+            if self.over(begin) {
+                return Ok(false);
+            }
+            std::thread::sleep(left.min(PATIENCE));
+        }
+    }
+
+    /// An error once others have failed.
+    fn check_stop(&self) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            bail!("stopped");
+        }
+        Ok(())
+    }
+}
+
+/// Begin after a delay, ask for everything, check what comes.
+fn client(
+    mut end: impl Client,
+    requests: &[Request],
+    delay: Duration,
+    shared: &Clients,
+) -> Result<Seen> {
     let mut seen = Seen {
         first_byte: Recorder::new(),
         bytes: 0,
@@ -405,9 +457,15 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
         timeline: Vec::new(),
         end: Duration::ZERO,
     };
-    let mut buf = vec![0; RECEIVE];
+    let mut line = shared.rate.map(Line::new);
+    let most = line.as_ref().map_or(RECEIVE, |line| RECEIVE.min(line.most() as usize));
+    let mut buf = vec![0; most];
     shared.ready.wait();
     let begin = *shared.began.get_or_init(Instant::now);
+    if !shared.delay(begin, delay)? {
+        seen.cut = true;
+        return Ok(seen);
+    }
     'all: for request in requests {
         let file = &shared.files[request.file];
         let content = Content::new(shared.seed, file.number);
@@ -416,8 +474,8 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
         let asked = Instant::now();
         end.write(&encode(request.file as u32, at, left)).context("sending a request")?;
         while left > 0 {
-            let most = left.min(RECEIVE as u64) as usize;
-            let got = match end.read(&mut buf[..most]) {
+            let len = left.min(most as u64) as usize;
+            let got = match end.read(&mut buf[..len]) {
                 Ok(got) => got,
                 Err(error) if gone(&error) => 0,
                 Err(error) => return Err(error).context("receiving"),
@@ -434,7 +492,14 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
                     file.name, wrong.offset, wrong.got, wrong.want
                 )));
             }
-            let now = begin.elapsed();
+            let mut now = begin.elapsed();
+            if let Some(line) = &mut line {
+                let wait = line.take(now, got as u64);
+                if !wait.is_zero() {
+                    std::thread::sleep(wait);
+                    now = begin.elapsed();
+                }
+            }
             let piece = (now.as_millis() as u64 / PIECE_MS) as usize;
             if seen.timeline.len() <= piece {
                 seen.timeline.resize(piece + 1, 0);
@@ -445,16 +510,14 @@ fn client(mut end: impl Client, requests: &[Request], shared: &Clients) -> Resul
             at += got as u64;
             left -= got as u64;
             shared.progress.fetch_add(got as u64, Ordering::Relaxed);
-            if shared.stop.load(Ordering::Relaxed) {
-                bail!("stopped");
-            }
-            if left > 0 && shared.seconds.is_some_and(|most| now.as_secs() >= most) {
+            shared.check_stop()?;
+            if left > 0 && shared.over(begin) {
                 seen.cut = true;
                 break 'all;
             }
         }
         seen.requests += 1;
-        if shared.seconds.is_some_and(|most| begin.elapsed().as_secs() >= most) {
+        if shared.over(begin) {
             seen.cut |= seen.requests < requests.len() as u64;
             break;
         }

@@ -8,6 +8,7 @@ mod distribution;
 mod engine;
 mod host;
 mod interrupt;
+mod pace;
 mod plot;
 mod ratio;
 mod report;

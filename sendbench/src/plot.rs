@@ -2,7 +2,13 @@
 //! Plots, as SVG.
 
 use anyhow::{Result, anyhow};
-use plotters::{coord::Shift, prelude::*};
+use plotters::{
+    coord::{
+        Shift,
+        ranged1d::{AsRangedCoord, ValueFormatter},
+    },
+    prelude::*,
+};
 
 use crate::{
     distribution::Distribution,
@@ -66,7 +72,7 @@ fn sides(case: &Case) -> Vec<(Variant, &crate::ratio::Side)> {
         .collect()
 }
 
-/// A run in a plot: seconds and MB/s.
+/// A line of a chart.
 struct Line {
     bold: bool,
     variant: Variant,
@@ -93,13 +99,32 @@ pub fn timeline(runs: &[&Run]) -> Result<String> {
     let points = || lines.iter().flat_map(|line| &line.points);
     let end = points().map(|(x, _)| *x).fold(0.01, f64::max);
     let top = points().map(|(_, y)| *y).fold(1.0, f64::max) * 1.05;
+    let x = Axis { range: 0.0..end, labels: 7, label: trim };
+    let y = Axis { range: 0.0..top, labels: 6, label: trim };
+    chart("throughput, MB/s; bold: the middle round", "seconds", x, y, &lines)
+}
+
+/// An axis of a chart.
+struct Axis<R> {
+    range: R,
+    labels: usize,
+    label: fn(f64) -> String,
+}
+
+/// Lines over one another, the last on top.
+fn chart<R>(title: &str, below: &str, x: Axis<R>, y: Axis<R>, lines: &[Line]) -> Result<String>
+where
+    R: AsRangedCoord<Value = f64>,
+    R::CoordDescType: ValueFormatter<f64>,
+{
     draw(SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .margin_top(26)
+            .margin_right(28)
             .x_label_area_size(40)
-            .y_label_area_size(58)
-            .build_cartesian_2d(0.0..end, 0.0..top)
+            .y_label_area_size(66)
+            .build_cartesian_2d(x.range, y.range)
             .map_err(failed)?;
         chart
             .configure_mesh()
@@ -108,21 +133,20 @@ pub fn timeline(runs: &[&Run]) -> Result<String> {
             .axis_style(GRID)
             .label_style(font(13))
             .axis_desc_style(font(13))
-            .x_labels(7)
-            .y_labels(6)
-            .x_desc("seconds")
-            .x_label_formatter(&|x| trim(*x))
-            .y_label_formatter(&|y| trim(*y))
+            .x_labels(x.labels)
+            .y_labels(y.labels)
+            .x_desc(below)
+            .x_label_formatter(&|value| (x.label)(*value))
+            .y_label_formatter(&|value| (y.label)(*value))
             .draw()
             .map_err(failed)?;
-        for line in &lines {
+        for line in lines {
             let (mix, width) = if line.bold { (1.0, 2) } else { (0.3, 1) };
             let style = colour(line.variant).mix(mix).stroke_width(width);
             let points = line.points.iter().copied();
             chart.draw_series(LineSeries::new(points, style)).map_err(failed)?;
         }
-        area.draw(&Text::new("throughput, MB/s; bold: the middle round", (8, 6), font(14)))
-            .map_err(failed)?;
+        area.draw(&Text::new(title, (8, 6), font(14))).map_err(failed)?;
         legend(area, &seen(lines.iter().map(|line| line.variant)), SIZE.0 as i32)
     })
 }
@@ -171,44 +195,32 @@ pub fn calls(case: &Case) -> Result<String> {
     let sides = sides(case);
     let ends =
         |f: fn(&Distribution) -> Option<u64>| sides.iter().filter_map(move |(_, s)| f(&s.call));
-    let least = ends(|d| d.buckets.first().map(|(ns, _)| *ns)).min().unwrap_or(1000) as f64;
-    let most = ends(|d| d.buckets.last().map(|(ns, _)| *ns)).max().unwrap_or(1_000_000) as f64;
+    let least = log_time(ends(|d| d.buckets.first().map(|(ns, _)| *ns)).min().unwrap_or(1000));
+    let most = log_time(ends(|d| d.buckets.last().map(|(ns, _)| *ns)).max().unwrap_or(1_000_000));
     let count = sides.iter().map(|(_, side)| side.call.count).max().unwrap_or(1).max(10) as f64;
-    let (from, to) = (least.log10().floor(), most.log10().ceil().max(least.log10().floor() + 1.0));
+    let (from, to) = (least.floor(), most.ceil().max(least.floor() + 1.0));
     let bottom = -count.log10().ceil();
-    draw(SIZE, |area| {
-        // Logarithms on plain axes: whole decades get the labels.
-        let mut chart = ChartBuilder::on(area)
-            .margin(8)
-            .margin_top(26)
-            .margin_right(28)
-            .x_label_area_size(40)
-            .y_label_area_size(66)
-            .build_cartesian_2d((from..to + EDGE).step(1.0), (bottom..EDGE).step(1.0))
-            .map_err(failed)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(GRID)
-            .label_style(font(13))
-            .axis_desc_style(font(13))
-            .x_labels((to - from) as usize + 1)
-            .y_labels(-bottom as usize + 1)
-            .x_desc("time inside the call")
-            .x_label_formatter(&|x| decade(*x))
-            .y_label_formatter(&|y| share(*y))
-            .draw()
-            .map_err(failed)?;
-        for (variant, side) in &sides {
-            let points = tail(&side.call, from, bottom);
-            let style = colour(*variant).stroke_width(2);
-            chart.draw_series(LineSeries::new(points, style)).map_err(failed)?;
-        }
-        area.draw(&Text::new("share of calls that took longer", (8, 6), font(14)))
-            .map_err(failed)?;
-        legend(area, &seen(sides.iter().map(|(variant, _)| *variant)), SIZE.0 as i32)
-    })
+    let lines: Vec<Line> = sides
+        .iter()
+        .map(|(variant, side)| Line {
+            bold: true,
+            variant: *variant,
+            points: tail(&side.call, from, bottom),
+        })
+        .collect();
+    // Logarithms on plain axes: whole decades get the labels.
+    let axis = |from: f64, to: f64, label| Axis {
+        range: (from..to + EDGE).step(1.0),
+        labels: (to - from) as usize + 1,
+        label,
+    };
+    let (x, y) = (axis(from, to, decade), axis(bottom, 0.0, share));
+    chart("share of calls that took longer", "time inside the call", x, y, &lines)
+}
+
+/// log10 of a time; a clock may see no time go by.
+fn log_time(ns: u64) -> f64 {
+    (ns.max(1) as f64).log10()
 }
 
 /// Steps: (log10 of a time, log10 of the share of longer calls).
@@ -216,7 +228,7 @@ fn tail(calls: &Distribution, from: f64, bottom: f64) -> Vec<(f64, f64)> {
     let mut points = vec![(from, 0.0)];
     let (mut left, mut share) = (calls.count, 0.0);
     for (ns, count) in &calls.buckets {
-        let at = (*ns as f64).log10();
+        let at = log_time(*ns);
         points.push((at, share));
         left -= count;
         share = if left == 0 { bottom } else { (left as f64 / calls.count as f64).log10() };
@@ -279,6 +291,7 @@ mod tests {
 
     #[test]
     fn the_tail_falls_from_all_to_none() {
+        assert_eq!(log_time(0), 0.0);
         let calls = Distribution {
             count: 1000,
             buckets: vec![(1_000, 900), (10_000, 99), (30_000_000, 1)],

@@ -63,6 +63,10 @@ pub struct Side {
     pub call: Distribution,
     /// Share of the run inside sendfile.
     pub inside_share: f64,
+    /// Time asleep inside sendfile.
+    pub asleep: Option<Distribution>,
+    /// Share of the run asleep inside sendfile.
+    pub asleep_share: Option<f64>,
     /// CPU seconds per GiB of the event loop's thread.
     pub cpu_server_per_gib: f64,
     /// CPU seconds per GiB of the machine.
@@ -103,6 +107,8 @@ pub struct Ratios {
     pub call_p99: Option<Ratio>,
     /// Share of the run inside sendfile.
     pub inside_share: Option<Ratio>,
+    /// Share of the run asleep inside sendfile.
+    pub asleep_share: Option<Ratio>,
     /// CPU per GiB of the event loop's thread.
     pub cpu_server: Option<Ratio>,
     /// CPU per GiB of the machine.
@@ -131,6 +137,12 @@ fn side(runs: &[&Run]) -> Option<Side> {
         first_byte: Distribution::merged(all.iter().map(|m| &m.first_byte)),
         call: Distribution::merged(all.iter().map(|m| &m.call)),
         inside_share: of(&|m| m.inside_share),
+        asleep: all
+            .iter()
+            .map(|m| m.asleep.as_ref())
+            .collect::<Option<Vec<_>>>()
+            .map(Distribution::merged),
+        asleep_share: maybe(&|m| m.asleep_share),
         cpu_server_per_gib: of(&|m| m.per_gib(m.cpu_server)),
         cpu_system_per_gib: maybe(&|m| Some(m.per_gib(m.cpu_system?))),
         switches_per_gib: of(&switches),
@@ -190,6 +202,7 @@ fn case(results: &Results, (workload, latency_ms): (Name, Option<u64>)) -> Case 
             first_byte_p50: ratio(&|m| Some(m.first_byte.p50 as f64)),
             call_p99: ratio(&|m| Some(m.call.p99 as f64)),
             inside_share: ratio(&|m| Some(m.inside_share)),
+            asleep_share: ratio(&|m| m.asleep_share),
             cpu_server: ratio(&|m| Some(m.per_gib(m.cpu_server))),
             cpu_system: ratio(&|m| Some(m.per_gib(m.cpu_system?))),
             switches: ratio(&|m| Some(switches(m))),
@@ -213,11 +226,16 @@ pub(crate) mod tests {
     fn run(variant: Variant, latency_ms: u64, round: u32, seconds: f64, calls_ns: u64) -> Run {
         let mut call = Recorder::new();
         (1..100).for_each(|n| call.record(calls_ns * n));
+        // Every other call sleeps all the time.
+        let mut asleep = Recorder::new();
+        (1..100).for_each(|n| asleep.record(calls_ns * n * (n % 2)));
         let measured = Measured {
             seconds,
             bytes: 1 << 30,
             call: call.distribution(),
             first_byte: call.distribution(),
+            asleep: Some(asleep.distribution()),
+            asleep_share: Some(seconds / 100.0),
             cpu_server: seconds / 10.0,
             pages_read: Some(262_144),
             timeline: vec![1 << 29; 2],
@@ -278,9 +296,25 @@ pub(crate) mod tests {
         assert!((slow.stock_of_own_zero.unwrap() - 9.0 / 40.0).abs() < 1e-9);
         assert_eq!(slow.ratios.pages_read.unwrap().median, 1.0);
         assert!(slow.ratios.cpu_system.is_none());
+        assert_eq!(slow.ratios.asleep_share.unwrap().median, 0.25);
+        let asleep = slow.stock.as_ref().unwrap().asleep.as_ref().unwrap();
+        assert_eq!((asleep.count, asleep.buckets[0]), (3 * 99, (0, 3 * 49)));
+        assert!((9_800_000..10_000_000).contains(&asleep.max), "{}", asleep.max);
         assert_eq!(slow.stock.as_ref().unwrap().call.count, 3 * 99);
         assert_eq!(cases[1].ratios.rate.unwrap().median, 1.0);
         assert!(cases[1].of_own_zero.is_none());
+    }
+
+    #[test]
+    fn one_round_without_the_time_asleep_and_there_is_none() {
+        let mut results = results();
+        let run = results.runs.iter_mut().find(|run| run.variant == Variant::Stock).unwrap();
+        (run.measured.asleep, run.measured.asleep_share) = (None, None);
+        let slow = &cases(&results)[0];
+        let side = |side: &Option<Side>| side.as_ref().unwrap().asleep.is_some();
+        assert!(!side(&slow.stock) && side(&slow.asyncpager));
+        assert!(slow.stock.as_ref().unwrap().asleep_share.is_none());
+        assert_eq!(slow.ratios.asleep_share.unwrap().rounds, 2);
     }
 
     #[test]

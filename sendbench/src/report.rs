@@ -86,35 +86,41 @@ pub fn page(results: &Results) -> Result<String> {
                 (overview(&names, &latencies, &cases, &|case| ratio_cell(case.ratios.rate, true)))
                 div.plots {
                     div {
+                        h3 { "Share of the run that the event loop was asleep inside sendfile" }
+                        (overview(&names, &latencies, &cases, &|case| {
+                            two_cell(case, |side| side.asleep_share.map(table::percent))
+                        }))
+                    }
+                    div {
+                        h3 { "Longest sleep inside a sendfile call" }
+                        (overview(&names, &latencies, &cases, &|case| {
+                            two_cell(case, |side| table::sleep(side, |asleep| asleep.max))
+                        }))
+                    }
+                    div {
                         h3 { "99th percentile of a sendfile call" }
                         (overview(&names, &latencies, &cases, &|case| {
-                            let p99 = |side: &Option<Side>| Some(table::duration(side.as_ref()?.call.p99));
-                            two_cell(p99(&case.stock), p99(&case.asyncpager))
+                            two_cell(case, |side| Some(table::duration(side.call.p99)))
                         }))
                     }
                     div {
                         h3 { "Share of the run that the event loop was inside sendfile" }
                         (overview(&names, &latencies, &cases, &|case| {
-                            let share = |side: &Option<Side>| Some(table::percent(side.as_ref()?.inside_share));
-                            two_cell(share(&case.stock), share(&case.asyncpager))
+                            two_cell(case, |side| Some(table::percent(side.inside_share)))
                         }))
                     }
                     @if !slow.is_empty() {
                         div {
                             h3 { "Throughput / the same side's own at 0 ms" }
                             (overview(&names, &slow, &cases, &|case| {
-                                let share = |share: Option<f64>| share.map(|share| format!("{share:.2}"));
-                                two_cell(share(case.stock_of_own_zero), share(case.of_own_zero))
+                                two_texts(share(case.stock_of_own_zero), share(case.of_own_zero))
                             }))
                         }
                     }
                     div {
                         h3 { "Median time to the first byte" }
                         (overview(&names, &latencies, &cases, &|case| {
-                            let p50 = |side: &Option<Side>| {
-                                Some(table::duration(side.as_ref()?.first_byte.p50))
-                            };
-                            two_cell(p50(&case.stock), p50(&case.asyncpager))
+                            two_cell(case, |side| Some(table::duration(side.first_byte.p50)))
                         }))
                     }
                 }
@@ -148,6 +154,7 @@ fn head(results: &Results) -> Markup {
             @if send.user_readahead { ", SF_USER_READAHEAD" }
             @if send.readahead > 0 { ", SF_READAHEAD(" (send.readahead) ")" }
             @if let Some(extents) = results.fragments { ", fragmented file in " (extents) " extents" }
+            @if let Some(clients) = table::clients(send) { ", " (clients) }
             ". Clients checked every byte."
         }
         @for warning in &machine.warnings { p.warning { "Warning: " (warning) } }
@@ -186,12 +193,25 @@ fn overview(
     }
 }
 
-/// Both sides' figures.
-fn two_cell(stock: Option<String>, asyncpager: Option<String>) -> Markup {
-    let text = |text: Option<String>| text.unwrap_or_else(|| "–".into());
+/// A figure of both sides.
+fn two_cell(case: &Case, figure: impl Fn(&Side) -> Option<String>) -> Markup {
+    let text = |side: &Option<Side>| side.as_ref().and_then(&figure).unwrap_or_else(none);
+    two_texts(text(&case.stock), text(&case.asyncpager))
+}
+
+fn two_texts(stock: String, asyncpager: String) -> Markup {
     html! {
-        td { span.stock { (text(stock)) } " → " span.asyncpager { (text(asyncpager)) } }
+        td { span.stock { (stock) } " → " span.asyncpager { (asyncpager) } }
     }
+}
+
+fn none() -> String {
+    "–".into()
+}
+
+/// A part of one's own rate.
+fn share(share: Option<f64>) -> String {
+    share.map_or_else(none, |share| format!("{share:.2}"))
 }
 
 /// Coloured when the whole spread is on one side.
@@ -258,7 +278,6 @@ fn metrics(case: &Case) -> Markup {
                 }
             }
             @if case.of_own_zero.is_some() {
-                @let share = |share: Option<f64>| share.map_or("–".into(), |s| format!("{s:.2}"));
                 tr {
                     td { "throughput / own at 0 ms" }
                     td { (share(case.stock_of_own_zero)) }
@@ -293,13 +312,28 @@ mod tests {
     #[test]
     fn the_page_stands_alone_and_escapes() {
         let page = page(&results()).unwrap();
-        for want in ["<svg", "4.00", "3.00–4.40", "FreeBSD &lt;14.2&gt; &amp; co", "cold-stream"]
-        {
+        for want in [
+            "<svg",
+            "4.00",
+            "3.00–4.40",
+            "FreeBSD &lt;14.2&gt; &amp; co",
+            "cold-stream",
+            ">40.0 %<",
+            "Longest sleep",
+        ] {
             assert!(page.contains(want), "{want}");
         }
         for network in ["src=", "<script", "<link", "url(", "@import"] {
             assert!(!page.contains(network), "{network}");
         }
+    }
+
+    #[test]
+    fn the_page_tells_what_the_clients_take() {
+        let mut results = results();
+        assert!(!page(&results).unwrap().contains("clients take"));
+        results.send.rate = Some(2_000_000);
+        assert!(page(&results).unwrap().contains("clients take at most 2.0 MB/s each"));
     }
 
     #[test]

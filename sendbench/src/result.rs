@@ -75,6 +75,11 @@ pub struct Measured {
     pub call: Distribution,
     /// Share of the run that the event loop was inside sendfile.
     pub inside_share: f64,
+    /// Time asleep inside each sendfile call, in nanoseconds; 0 of a call that did not give up
+    /// the CPU. None in results of an older sendbench.
+    pub asleep: Option<Distribution>,
+    /// Share of the run that the event loop slept inside sendfile.
+    pub asleep_share: Option<f64>,
     /// Calls that ended for lack of room in the socket's buffer.
     pub calls_full: u64,
     /// Calls that ended because a page was busy (SF_NODISKIO).
@@ -132,7 +137,7 @@ pub struct Machine {
     pub warnings: Vec<String>,
 }
 
-/// How sendfile(2) is called.
+/// How sendfile(2) is called, and how the clients behave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendOptions {
     /// Most bytes of one call.
@@ -149,6 +154,11 @@ pub struct SendOptions {
     pub user_readahead: bool,
     /// A run ends after so many seconds.
     pub seconds: Option<u64>,
+    /// Most bytes a second that each client takes.
+    pub rate: Option<u64>,
+    /// Milliseconds between one client's beginning and the next one's.
+    #[serde(default)]
+    pub stagger_ms: u64,
 }
 
 /// A whole benchmark.
@@ -166,7 +176,7 @@ pub struct Results {
     pub size: u64,
     /// The seed.
     pub seed: u64,
-    /// How sendfile(2) was called.
+    /// How sendfile(2) was called and how the clients behaved.
     pub send: SendOptions,
     /// Extents of the fragmented file, when the filesystem told them.
     pub fragments: Option<u64>,

@@ -65,7 +65,12 @@ fn all_workloads_with_both_variants() {
         assert!(!module || warm || served > 0, "the module served nothing: {run}");
         let bytes: u64 = run["timeline"].as_array().unwrap().iter().filter_map(Value::as_u64).sum();
         assert_eq!(run["bytes"], bytes);
-        assert!(run["inside_share"].as_f64().unwrap() <= 1.0, "{run}");
+        let (inside, asleep) = (&run["inside_share"], &run["asleep_share"]);
+        let (inside, asleep) = (inside.as_f64().unwrap(), asleep.as_f64().unwrap());
+        assert!((0.0..=inside).contains(&asleep) && inside <= 1.0, "{run}");
+        assert_eq!(run["asleep"]["count"], run["call"]["count"]);
+        let longest = |what: &str| run[what]["max"].as_u64().unwrap();
+        assert!(longest("asleep") <= longest("call"), "{run}");
         assert_eq!(run["cut"], false);
     }
     // A cold stream from a disk of 2 ms cannot begin any sooner.
@@ -74,6 +79,13 @@ fn all_workloads_with_both_variants() {
     };
     let run = runs.iter().find(cold).unwrap();
     assert!(run["first_byte"]["p50"].as_u64().unwrap() >= 1_980_000, "{}", run["first_byte"]);
+    // The kernel's own reads the block map inside of the call, and sleeps for it.
+    let deep = |run: &&Value| {
+        run["variant"] == "stock" && run["latency_ms"] == 2 && run["workload"] == "deep"
+    };
+    let run = runs.iter().find(deep).unwrap();
+    assert!(run["asleep"]["max"].as_u64().unwrap() >= 1_000_000, "{}", run["asleep"]);
+    assert!(run["asleep_share"].as_f64().unwrap() > 0.0, "{run}");
     let page = std::fs::read_to_string(page).unwrap();
     assert!(page.contains("<svg") && page.contains("many-files"));
 }
@@ -100,6 +112,31 @@ fn run_report_and_saved_json_agree() {
 }
 
 #[test]
+fn a_file_of_an_older_sendbench_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (json, page) = (dir.path().join("old.json"), dir.path().join("old.html"));
+    let output = testbed(&["run", "-w=deep", "--size=1M", "--rounds=1", "--json"]);
+    let mut results: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for new in ["rate", "stagger_ms"] {
+        assert!(results["send"].as_object_mut().unwrap().remove(new).is_some(), "{new}");
+    }
+    for new in ["asleep", "asleep_share"] {
+        let run = results["runs"][0].as_object_mut().unwrap();
+        assert!(run.remove(new).is_some(), "{new}");
+    }
+    std::fs::write(&json, results.to_string()).unwrap();
+    let report = |more: &[&str]| {
+        let output =
+            command(&["report", "--from", json.to_str().unwrap()]).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(report(&[]).contains("deep"));
+    report(&[page.to_str().unwrap()]);
+    assert!(std::fs::read_to_string(page).unwrap().contains("asleep"));
+}
+
+#[test]
 fn a_run_is_cut_after_its_time() {
     // Two waits at least: one for the first blocks, one for what the block map leads to.
     let output = testbed(&[
@@ -118,6 +155,40 @@ fn a_run_is_cut_after_its_time() {
     assert_eq!(run["cut"], true);
     assert!(run["bytes"].as_u64().unwrap() < 32 << 20);
     assert!((1.0..1.5).contains(&run["seconds"].as_f64().unwrap()), "{}", run["seconds"]);
+}
+
+#[test]
+fn clients_take_no_more_than_their_rate() {
+    // Four clients, of 4 MiB each.
+    let args = ["run", "-w=shared", "--size=4M", "--rounds=1", "--rate=16M", "--json"];
+    let output = testbed(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let results: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(results["send"]["rate"], 16 << 20);
+    let run = &results["runs"][0];
+    assert_eq!(run["bytes"], 16 << 20);
+    // A quarter of a second, but for the last wait, which may be too short to be slept.
+    assert!(run["seconds"].as_f64().unwrap() >= 0.249, "{}", run["seconds"]);
+    // Their sockets' buffers are full at times.
+    assert!(run["calls_full"].as_u64().unwrap() > 0, "{run}");
+}
+
+#[test]
+fn clients_begin_one_after_another() {
+    let shared = |more: &[&str]| {
+        let args = ["run", "-w=shared", "--size=1M", "--rounds=1", "--json"];
+        let output = testbed(&[&args[..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let results: Value = serde_json::from_slice(&output.stdout).unwrap();
+        results["runs"][0].clone()
+    };
+    let run = shared(&["--stagger=100"]);
+    assert_eq!((&run["bytes"], &run["cut"]), (&(4 << 20).into(), &false.into()));
+    // The fourth one begins then.
+    assert!(run["seconds"].as_f64().unwrap() >= 0.3, "{}", run["seconds"]);
+    // Nobody waits for the two whose turn would come when the time is over.
+    let run = shared(&["--stagger=600ms", "--seconds=1"]);
+    assert!(run["cut"] == true && run["bytes"].as_u64().unwrap() <= 2 << 20, "{run}");
 }
 
 #[test]

@@ -42,12 +42,26 @@ pub struct Event {
 /// What a thread has used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// CPU seconds, in user and kernel mode.
-    pub cpu: f64,
+    /// CPU time, in user and kernel mode.
+    pub cpu: Duration,
     /// Voluntary context switches.
     pub voluntary: i64,
     /// Involuntary ones.
     pub involuntary: i64,
+}
+
+impl Usage {
+    /// How long the thread slept since `before`, when `wall` has gone by: 0 unless it gave up
+    /// the CPU of its own accord. When it did, time that it was preempted counts too.
+    ///
+    /// The two clocks are read at different moments and tick differently: never less than 0.
+    pub fn asleep_since(&self, before: &Usage, wall: Duration) -> Duration {
+        if self.voluntary > before.voluntary {
+            wall.saturating_sub(self.cpu.saturating_sub(before.cpu))
+        } else {
+            Duration::ZERO
+        }
+    }
 }
 
 /// Counters of the whole system.
@@ -140,10 +154,53 @@ pub fn thread_usage() -> Usage {
         libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
         usage
     };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    let time = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec.max(0) as u64)
+            + Duration::from_micros(time.tv_usec.max(0) as u64)
+    };
     Usage {
-        cpu: seconds(usage.ru_utime) + seconds(usage.ru_stime),
+        cpu: time(usage.ru_utime) + time(usage.ru_stime),
         voluntary: usage.ru_nvcsw,
         involuntary: usage.ru_nivcsw,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_gives_up_the_cpu_sleeps() {
+        let ms = Duration::from_millis;
+        let usage = |cpu, voluntary, involuntary| Usage { cpu: ms(cpu), voluntary, involuntary };
+        let before = usage(100, 7, 3);
+        assert_eq!(usage(104, 8, 3).asleep_since(&before, ms(30)), ms(26));
+        // Preempted on the way: who can tell that from sleep.
+        assert_eq!(usage(104, 8, 4).asleep_since(&before, ms(30)), ms(26));
+        // Preempted only, or busy all the time.
+        assert_eq!(usage(104, 7, 9).asleep_since(&before, ms(30)), ms(0));
+        // More CPU time than time, CPU time and switches that go backwards.
+        assert_eq!(usage(140, 8, 3).asleep_since(&before, ms(30)), ms(0));
+        assert_eq!(usage(90, 8, 3).asleep_since(&before, ms(30)), ms(30));
+        assert_eq!(usage(104, 6, 3).asleep_since(&before, ms(30)), ms(0));
+    }
+
+    #[test]
+    fn this_system_tells_sleep_from_work() {
+        const SLEEP: Duration = Duration::from_millis(50);
+        let slept = |what: &dyn Fn()| {
+            let (before, begin) = (thread_usage(), std::time::Instant::now());
+            what();
+            let wall = begin.elapsed();
+            (thread_usage().asleep_since(&before, wall), wall)
+        };
+        let (asleep, wall) = slept(&|| std::thread::sleep(SLEEP));
+        assert!(asleep > SLEEP / 2 && asleep <= wall, "{asleep:?} of {wall:?}");
+        let (asleep, wall) = slept(&|| {
+            let used = || thread_usage().cpu;
+            let begin = used();
+            while used() < begin + SLEEP {}
+        });
+        assert!(asleep < wall / 2, "{asleep:?} of {wall:?}");
     }
 }

@@ -68,7 +68,8 @@ impl Testbed {
         if total > bench::MEMORY * 3 / 2 {
             return Err(unusable("the testbed has 256 MiB of memory: --size 32M or less"));
         }
-        let mut next = 0;
+        // An indirect block's 0 is a hole, as block 0 of a filesystem is never a file's.
+        let mut next = 1;
         let maps: Vec<_> = files
             .iter()
             .map(|file| {
