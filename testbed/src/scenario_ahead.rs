@@ -182,7 +182,8 @@ fn stream_seen(bed: &mut Bed, _: &Path) -> Result<()> {
         offset += step;
     }
     let misses = counter("calls_async") - before;
-    ensure!(misses <= size / step / 3, "{misses} misses: {:?}", sysctl::counters());
+    // Unseen it would run out of each window.
+    ensure!(misses <= 4, "{misses} misses: {:?}", sysctl::counters());
     ensure!(ahead("used") >= size / P / 4, "the consumer was not seen: {:?}", sysctl::counters());
     Ok(())
 }

@@ -301,16 +301,16 @@ mutations! {
     window_without_memory: "stream-memory", "src/readahead/window.rs",
         "let floor = free.min / 2 + free.target / 2;" => "let floor = 0;";
     window_for_random_access: "stream-random", "src/readahead/stream.rs",
-        "following: began," => "following: true,";
+        "let begins = self.origin == 0 && self.wanted >= WHOLE;" => "let begins = true;";
     window_never: "stream", "src/readahead/stream.rs",
-        "following: began," => "following: false,";
+        "self.sure) = (true, true, true);" => "self.sure) = (true, false, false);";
     consumer_not_seen: "stream-seen", "src/readahead/mod.rs",
-        "let moved = self.stream.seen(last + fine.count() as u64, now, limits());" =>
-        "let _ = fine; let moved = self.stream.seen(0, now, limits());";
+        "self.stream.seen(last + fine as u64, now, limits());" =>
+        "self.stream.seen(0, now, limits());";
     no_gap_for_the_consumer: "stream-gap", "src/readahead/stream.rs",
         "let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };" => "let gap = u64::from(late) * 0;";
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
-        "Fit::Lost(pages) => stats::PAGES_WASTED" => "Fit::Lost(pages) => stats::RESETS";
+        "Fit::Lost => &stats::PAGES_WASTED" => "Fit::Lost => &stats::RESETS";
     fast_disks_followed: "stream-switches", "src/readahead/mod.rs",
         "latency::is_worth_hiding(device, LATENCY_MIN.get())" => "latency::of(device) > 0";
     any_number_will_do: "stream-switches", "src/kpi/sysctl.rs",
