@@ -47,6 +47,11 @@ impl Ask {
     fn end(&self) -> u64 {
         self.first.saturating_add(u64::from(self.count))
     }
+
+    /// Whether what its caller wants next is worth a window.
+    fn wants_much(&self) -> bool {
+        u64::from(self.wish) >= WHOLE
+    }
 }
 
 /// How a miss fits a stream.
@@ -165,7 +170,7 @@ impl Stream {
             rate: 0,
             grown_at: 0,
             trusted: false,
-            following: ask.wish > 0,
+            following: ask.wants_much(),
             sure: false,
             unmapped: ask.unmapped,
             moved_us: now_us,
@@ -272,7 +277,7 @@ impl Stream {
         self.seen(front, now_us, limits);
         self.stalled = true;
         self.unmapped = ask.unmapped;
-        self.following |= ask.wish > 0;
+        self.following |= ask.wants_much();
         self.trust(pace, limits);
         fit
     }
