@@ -275,7 +275,7 @@ impl Slot {
         // What it has used last is still on its way to the socket: then it is
         // near, unless that is another one's who has got no further.
         self.looks = self.looks.wrapping_add(1);
-        let near = seen.is_wired(front.saturating_sub(1)) && self.looks % OTHERS != 0;
+        let near = seen.is_wired(front.saturating_sub(1)) && !self.looks.is_multiple_of(OTHERS);
         let far = if near { end.min(front.saturating_add(NEAR)) } else { end };
         let (mut looked, mut last) = (1, None);
         for pindex in stream::places(front, far) {
