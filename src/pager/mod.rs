@@ -51,7 +51,7 @@ pub fn getpages<'a>(vop: Getpages<'a>, promised: bool, miss: &mut Option<Miss>) 
         match chain::send(call) {
             Ok(answer) => {
                 if let Some(miss) = miss {
-                    miss.unmapped = true;
+                    miss.ask.unmapped = true;
                 }
                 return answer;
             }
@@ -72,7 +72,7 @@ pub fn getpages<'a>(vop: Getpages<'a>, promised: bool, miss: &mut Option<Miss>) 
         Ok(()) => {
             let batch = plan.batch;
             if let Some(miss) = miss {
-                miss.ahead = batch.ahead();
+                miss.ask.ahead = batch.ahead();
             }
             submit::send(call, batch)
         }

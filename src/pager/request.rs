@@ -63,13 +63,9 @@ pub struct Target<'a> {
     pub wanted: usize,
 }
 
-/// What an async request lacked: what read-ahead learns from.
+/// Pages that an async request lacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Miss {
-    /// The file.
-    pub identity: Identity,
-    /// The device below, see [`Device::id`].
-    pub device: usize,
+pub struct Ask {
     /// Index of the first page asked for.
     pub first: u64,
     /// Pages asked for.
@@ -78,10 +74,38 @@ pub struct Miss {
     pub wish: u32,
     /// Pages that are read ahead with the request.
     pub ahead: u32,
-    /// Pages of the file.
-    pub file: u64,
     /// The block map of these pages was not in memory.
     pub unmapped: bool,
+}
+
+impl Ask {
+    /// Behind the last page asked for.
+    pub fn end(&self) -> u64 {
+        self.first.saturating_add(u64::from(self.count))
+    }
+
+    /// Behind the last page that is read with the request.
+    pub fn read_end(&self) -> u64 {
+        self.end().saturating_add(u64::from(self.ahead))
+    }
+
+    /// Behind the last page that the caller said it will want.
+    pub fn wish_end(&self) -> u64 {
+        self.end().saturating_add(u64::from(self.wish))
+    }
+}
+
+/// What an async request lacked, and of which file: what read-ahead learns from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// The file.
+    pub identity: Identity,
+    /// The device below, see [`Device::id`].
+    pub device: usize,
+    /// Pages of the file.
+    pub file: u64,
+    /// The pages.
+    pub ask: Ask,
 }
 
 impl Miss {
@@ -91,12 +115,14 @@ impl Miss {
         Self {
             identity: Identity::new(vnode, object),
             device: device.id(),
-            first: target.first,
-            count: target.pages.len() as u32,
-            wish,
-            ahead: 0,
             file: file.pages,
-            unmapped: false,
+            ask: Ask {
+                first: target.first,
+                count: target.pages.len() as u32,
+                wish,
+                ahead: 0,
+                unmapped: false,
+            },
         }
     }
 }

@@ -17,7 +17,7 @@ pub mod window;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use self::{
-    stream::{Ask, Fit, Limits, Pace, Stream},
+    stream::{Fit, Limits, Pace, Stream},
     window::Why,
 };
 use crate::{
@@ -166,7 +166,7 @@ pub fn end() {
 pub fn missed(miss: &Miss) {
     let sets = SETS.get();
     let worth = is_worth_hiding(miss.device);
-    if !(worth || miss.unmapped) || !ENABLED.load(Ordering::Relaxed) || sets.is_empty() {
+    if !(worth || miss.ask.unmapped) || !ENABLED.load(Ordering::Relaxed) || sets.is_empty() {
         return;
     }
     let index = miss.identity.hash() % sets.len();
@@ -192,20 +192,18 @@ pub fn missed(miss: &Miss) {
 /// oldest one as the beginning of a new stream.
 fn note<'a>(slots: &'a mut [Option<Slot>; WAYS], miss: &Miss, now: u64) -> Option<&'a mut Slot> {
     let (limits, pace) = (limits(), pace(miss.device));
-    let Miss { first, count, wish, ahead, unmapped, .. } = *miss;
-    let ask = Ask { first, count, wish, ahead, unmapped };
     let same = |slot: &Slot| slot.identity == miss.identity;
     let continued = slots.iter_mut().enumerate().find_map(|(i, place)| {
         let slot = place.as_mut().filter(|slot| same(slot))?;
         let before = slot.stream.unused();
-        let counter = match slot.stream.missed(ask, now, pace, limits) {
+        let counter = match slot.stream.missed(miss.ask, now, pace, limits) {
             Fit::No => return None,
             Fit::Same | Fit::RanOut | Fit::Gap => &stats::PAGES_USED,
             Fit::Lost => &stats::PAGES_WASTED,
         };
         counter.add(before.saturating_sub(slot.stream.unused()));
         slot.file = miss.file;
-        slot.unmapped = miss.unmapped.then_some(miss.first);
+        slot.unmapped = miss.ask.unmapped.then_some(miss.ask.first);
         Some(i)
     });
     if let Some(i) = continued {
@@ -218,9 +216,9 @@ fn note<'a>(slots: &'a mut [Option<Slot>; WAYS], miss: &Miss, now: u64) -> Optio
         trust(&old.stream, limits);
     }
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-    let stream = Stream::begin(ask, now, pace, limits);
+    let stream = Stream::begin(miss.ask, now, pace, limits);
     let (identity, device, file) = (miss.identity, miss.device, miss.file);
-    let unmapped = miss.unmapped.then_some(miss.first);
+    let unmapped = miss.ask.unmapped.then_some(miss.ask.first);
     Some(place.insert(Slot {
         identity,
         device,

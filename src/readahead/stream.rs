@@ -4,6 +4,8 @@
 //!
 //! All positions are page indices and all lengths are pages.
 
+use crate::pager::request::Ask;
+
 /// Bounds of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -26,32 +28,6 @@ pub struct Pace {
     pub trust: u32,
     /// Microseconds between two looks at a consumer.
     pub poll_us: u32,
-}
-
-/// A request that had to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ask {
-    /// The first page asked for.
-    pub first: u64,
-    /// Pages asked for.
-    pub count: u32,
-    /// Pages that the caller will want next.
-    pub wish: u32,
-    /// Pages that are read ahead with them.
-    pub ahead: u32,
-    /// Their block map has to be read first.
-    pub unmapped: bool,
-}
-
-impl Ask {
-    fn end(&self) -> u64 {
-        self.first.saturating_add(u64::from(self.count))
-    }
-
-    /// Whether what its caller wants next is worth a window.
-    fn wants_much(&self) -> bool {
-        u64::from(self.wish) >= WHOLE
-    }
 }
 
 /// How a miss fits a stream.
@@ -126,6 +102,11 @@ pub struct Stream {
 /// From so many pages on that a caller wants or has had, a file's beginning is
 /// the beginning of a stream.
 const WHOLE: u64 = 64;
+/// Whether what a caller wants next is worth a window.
+fn wants_much(ask: Ask) -> bool {
+    u64::from(ask.wish) >= WHOLE
+}
+
 /// Misses in so short a time are of one call, which asks once for each extent.
 const CALL_US: u64 = 2_000;
 /// The time over which a rate is measured: over less, it is one of bursts.
@@ -155,8 +136,8 @@ impl Stream {
         let mut stream = Self {
             origin: ask.first,
             front,
-            end: front.saturating_add(u64::from(ask.ahead)),
-            wanted: front.saturating_add(u64::from(ask.wish)),
+            end: ask.read_end(),
+            wanted: ask.wish_end(),
             gap: 0,
             gap_end: 0,
             gap_asked: false,
@@ -170,7 +151,7 @@ impl Stream {
             rate: 0,
             grown_at: 0,
             trusted: false,
-            following: ask.wants_much(),
+            following: wants_much(ask),
             sure: false,
             unmapped: ask.unmapped,
             moved_us: now_us,
@@ -238,7 +219,7 @@ impl Stream {
             return Fit::No;
         }
         let front = ask.end();
-        self.wanted = self.wanted.max(front.saturating_add(u64::from(ask.wish)));
+        self.wanted = self.wanted.max(ask.wish_end());
         let same = now_us.saturating_sub(self.asked_us) < CALL_US && ask.first >= self.call;
         if !same {
             self.call = ask.first;
@@ -252,7 +233,7 @@ impl Stream {
                 self.grow(limits);
                 self.grown_at = self.gap_end;
             }
-            self.gap = self.gap.max(front.saturating_add(u64::from(ask.ahead)));
+            self.gap = self.gap.max(ask.read_end());
             self.gap_asked = true;
             Fit::Gap
         } else if same || ask.first.saturating_add(1) < self.front {
@@ -273,11 +254,11 @@ impl Stream {
             (self.following, self.sure) = (true, true);
             Fit::RanOut
         };
-        self.end = self.end.max(front.saturating_add(u64::from(ask.ahead)));
+        self.end = self.end.max(ask.read_end());
         self.seen(front, now_us, limits);
         self.stalled = true;
         self.unmapped = ask.unmapped;
-        self.following |= ask.wants_much();
+        self.following |= wants_much(ask);
         self.trust(pace, limits);
         fit
     }
