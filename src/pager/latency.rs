@@ -122,12 +122,22 @@ pub fn of(id: usize) -> u32 {
 pub fn is_worth_hiding(id: usize, min: u32) -> bool {
     let entry = entry(id);
     let (us, small) = (entry.us.load(Ordering::Relaxed), entry.small_us.load(Ordering::Relaxed));
+    is_long(us, small, min)
+}
+
+/// Whether a device that takes `us` for all transfers and `small` for small
+/// ones, 0 if unknown, takes `min` before it moves the first byte.
+fn is_long(us: u32, small: u32, min: u32) -> bool {
     match (us, small) {
         (0, 0) => true,
-        (us, 0) => us >= min,
+        // Most of a large one's time may have gone into moving its bytes.
+        (us, 0) => us / LARGE >= min,
         (_, small) => small >= min,
     }
 }
+
+/// Of a large transfer's time, this part at least is taken for latency.
+const LARGE: u32 = 4;
 
 /// Bufs that the device has now.
 pub fn in_flight(id: usize) -> u32 {
@@ -149,6 +159,17 @@ mod tests {
         assert!(us < 200, "{us}");
         (0..60).for_each(|_| us = blend(us, 30_000));
         assert!(us > 29_000, "{us}");
+    }
+
+    #[test]
+    fn moving_bytes_is_not_latency() {
+        assert!(is_long(0, 0, 1500), "nothing is known yet");
+        // 1 MiB from an SSD behind SATA, and from a disk that seeks.
+        assert!(!is_long(2_200, 0, 1500));
+        assert!(is_long(12_000, 0, 1500));
+        // Small ones tell more.
+        assert!(!is_long(12_000, 1_400, 1500));
+        assert!(is_long(2_000, 1_600, 1500));
     }
 
     #[test]
