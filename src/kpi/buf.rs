@@ -310,9 +310,19 @@ impl Pbuf {
         unsafe { slice::from_raw_parts_mut(self.slot(0), n) }.reverse();
     }
 
-    /// Append pages of the request. False when the buf is full.
+    /// Append pages of the request. False, and nothing done, when the buf has
+    /// no room for them.
     pub fn fill_requested(&mut self, pages: &[BusiedPage]) -> bool {
-        pages.iter().all(|page| self.push(page.as_ptr()))
+        let (before, after, all) = self.counts();
+        let end = all.saturating_add(pages.len());
+        if end > max_pages() as usize {
+            return false;
+        }
+        // SAFETY: `end` is within the array, which the caller's pages are not
+        // in; BusiedPage is a transparent pointer.
+        unsafe { self.slot(all).copy_from_nonoverlapping(pages.as_ptr().cast(), pages.len()) };
+        self.set_counts(before, after, end);
+        true
     }
 
     /// Allocate up to `want` pages from `pindex` on, until the first one that
@@ -470,10 +480,9 @@ impl Pbuf {
         if end > max_pages() as usize + 1 || (end > all && after > 0) {
             return false;
         }
-        for (i, page) in pages.iter().enumerate() {
-            // SAFETY: `end` is within the array.
-            unsafe { self.slot(before + i).write(page.as_ptr()) };
-        }
+        // SAFETY: `end` is within the array, which the caller's pages are not
+        // in; BusiedPage is a transparent pointer.
+        unsafe { self.slot(before).copy_from_nonoverlapping(pages.as_ptr().cast(), pages.len()) };
         let (iodone, arg) = reply.parts();
         let buf = self.buf_mut();
         buf.b_vp = vnode.as_ptr();

@@ -49,7 +49,7 @@ impl<'a> Object<'a> {
         // SAFETY: live by the invariant; nothing in this crate takes a second
         // object's lock or locks one twice.
         unsafe { sys::shim_VM_OBJECT_RLOCK(self.0.as_ptr()) };
-        ReadLocked(self)
+        ReadLocked { object: self, vnp_size: self.vnp_size() }
     }
 
     /// Write-lock: pages may be allocated and removed. Does not sleep.
@@ -61,12 +61,19 @@ impl<'a> Object<'a> {
 }
 
 /// A read-locked object; dropping it unlocks.
-pub struct ReadLocked<'a>(&'a Object<'a>);
+///
+/// # Invariants
+///
+/// `vnp_size` is the object's: vnode_pager_setsize() needs the write lock.
+pub struct ReadLocked<'a> {
+    object: &'a Object<'a>,
+    vnp_size: u64,
+}
 
 impl ReadLocked<'_> {
     /// The file's size in bytes.
     pub fn vnp_size(&self) -> u64 {
-        self.0.vnp_size()
+        self.vnp_size
     }
 
     /// Whether there is a page at `pindex` that somebody has busied and wired
@@ -74,7 +81,7 @@ impl ReadLocked<'_> {
     pub fn is_wanted(&self, pindex: u64) -> bool {
         // SAFETY: the object is locked, so that a page found stays.
         unsafe {
-            let page = sys::vm_page_lookup((self.0).0.as_ptr(), pindex);
+            let page = sys::vm_page_lookup(self.object.as_ptr(), pindex);
             !page.is_null()
                 && sys::shim_vm_page_xbusied(page)
                 && sys::shim_vm_page_wired(page)
@@ -86,7 +93,7 @@ impl ReadLocked<'_> {
 impl Drop for ReadLocked<'_> {
     fn drop(&mut self) {
         // SAFETY: locked by `read`, by this thread.
-        unsafe { sys::shim_VM_OBJECT_RUNLOCK((self.0).0.as_ptr()) };
+        unsafe { sys::shim_VM_OBJECT_RUNLOCK(self.object.as_ptr()) };
     }
 }
 

@@ -118,22 +118,17 @@ pub fn of(id: usize) -> u32 {
 }
 
 /// Whether the device takes `min` microseconds for a transfer, however small;
-/// true as long as it is not known.
+/// one that is not known yet is taken for such as the last one was.
 pub fn is_worth_hiding(id: usize, min: u32) -> bool {
-    let entry = entry(id);
-    let (us, small) = (entry.us.load(Ordering::Relaxed), entry.small_us.load(Ordering::Relaxed));
-    is_long(us, small, min)
+    is_long(of(id), entry(id).small_us.load(Ordering::Relaxed), min)
 }
 
 /// Whether a device that takes `us` for all transfers and `small` for small
 /// ones, 0 if unknown, takes `min` before it moves the first byte.
 fn is_long(us: u32, small: u32, min: u32) -> bool {
-    match (us, small) {
-        (0, 0) => true,
-        // Most of a large one's time may have gone into moving its bytes.
-        (us, 0) => us / LARGE >= min,
-        (_, small) => small >= min,
-    }
+    // Most of a large one's time may have gone into moving its bytes.
+    let latency = if small == 0 { us / LARGE } else { small };
+    latency >= min
 }
 
 /// Of a large transfer's time, this part at least is taken for latency.
@@ -163,7 +158,7 @@ mod tests {
 
     #[test]
     fn moving_bytes_is_not_latency() {
-        assert!(is_long(0, 0, 1500), "nothing is known yet");
+        assert!(is_long(LAST_US.load(Ordering::Relaxed), 0, 1500), "nothing is known yet");
         // 1 MiB from an SSD behind SATA, and from a disk that seeks.
         assert!(!is_long(2_200, 0, 1500));
         assert!(is_long(12_000, 0, 1500));

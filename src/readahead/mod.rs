@@ -402,7 +402,8 @@ fn look(set: &Set, now: u64, budget: &mut u32) -> bool {
     let mut slots = set.slots.lock();
     for place in slots.iter_mut() {
         let Some(slot) = place else { continue };
-        if !slot.stream.is_followed() || slot.stream.idle_us(now) > IDLE_US {
+        let idle = slot.stream.idle_us(now) > IDLE_US;
+        if !slot.stream.is_followed() || idle || !is_worth_hiding(slot.device) {
             continue;
         }
         let identity = slot.identity;
