@@ -14,9 +14,41 @@ struct Entry {
     id: AtomicUsize,
     in_flight: AtomicU32,
     /// Of all transfers.
-    us: AtomicU32,
+    all: Average,
     /// Of small ones: what is left when moving the bytes takes no time.
-    small_us: AtomicU32,
+    small: Average,
+}
+
+/// A moving average of microseconds; 0 if nothing is known.
+struct Average {
+    us: AtomicU32,
+    /// The last one, if it was above the average; else 0.
+    above: AtomicU32,
+}
+
+impl Average {
+    const fn new() -> Self {
+        Self { us: AtomicU32::new(0), above: AtomicU32::new(0) }
+    }
+
+    fn us(&self) -> u32 {
+        self.us.load(Ordering::Relaxed)
+    }
+
+    fn forget(&self) {
+        self.us.store(0, Ordering::Relaxed);
+        self.above.store(0, Ordering::Relaxed);
+    }
+
+    /// One more; gives the average with it.
+    fn add(&self, us: u32) -> u32 {
+        let us = us.clamp(1, 10_000_000);
+        let before = self.us();
+        let above = self.above.swap(if us > before { us } else { 0 }, Ordering::Relaxed);
+        let after = blend(before, above, us);
+        self.us.store(after, Ordering::Relaxed);
+        after
+    }
 }
 
 impl Entry {
@@ -24,8 +56,8 @@ impl Entry {
         Self {
             id: AtomicUsize::new(0),
             in_flight: AtomicU32::new(0),
-            us: AtomicU32::new(0),
-            small_us: AtomicU32::new(0),
+            all: Average::new(),
+            small: Average::new(),
         }
     }
 }
@@ -61,8 +93,8 @@ fn take_over(id: usize) -> &'static Entry {
     let unused = |entry: &&Entry| entry.in_flight.load(Ordering::Relaxed) == 0;
     let entry = from_home(id).find(unused).unwrap_or(&ENTRIES[0]);
     entry.id.store(id, Ordering::Relaxed);
-    entry.us.store(0, Ordering::Relaxed);
-    entry.small_us.store(0, Ordering::Relaxed);
+    entry.all.forget();
+    entry.small.forget();
     entry
 }
 
@@ -84,12 +116,9 @@ pub fn came_back(part: &Pbuf) {
     // With a queue before it, a buf's time says more about the queue.
     if others <= ALONE {
         let took = part.took_us();
-        let us = blend(entry.us.load(Ordering::Relaxed), took);
-        entry.us.store(us, Ordering::Relaxed);
-        LAST_US.store(us, Ordering::Relaxed);
+        LAST_US.store(entry.all.add(took), Ordering::Relaxed);
         if part.bytes() <= SMALL {
-            let before = entry.small_us.load(Ordering::Relaxed);
-            entry.small_us.store(blend(before, took), Ordering::Relaxed);
+            entry.small.add(took);
         }
     }
 }
@@ -97,21 +126,21 @@ pub fn came_back(part: &Pbuf) {
 /// Bufs beside which one still counts as alone.
 const ALONE: u32 = 1;
 
-/// A moving average that falls fast and rises slowly: what takes longer than
-/// usual has been waiting for something else.
-fn blend(before: u32, us: u32) -> u32 {
-    let us = us.clamp(1, 10_000_000);
+/// An average that falls fast and rises slowly: what takes longer than usual
+/// has been waiting for something else. Unless the one before, `above`, did so
+/// too: then the device has become slower.
+fn blend(before: u32, above: u32, us: u32) -> u32 {
     match before {
         0 => us,
         _ if us < before => before - (before - us) / 2,
-        _ => before + (us - before).div_ceil(8),
+        _ => (before + (us - before).div_ceil(8)).max(above.min(us)),
     }
 }
 
 /// Microseconds that the device takes; of one that is not known yet, what the
 /// last one took.
 pub fn of(id: usize) -> u32 {
-    match entry(id).us.load(Ordering::Relaxed) {
+    match entry(id).all.us() {
         0 => LAST_US.load(Ordering::Relaxed),
         us => us,
     }
@@ -120,7 +149,7 @@ pub fn of(id: usize) -> u32 {
 /// Whether the device takes `min` microseconds for a transfer, however small;
 /// one that is not known yet is taken for such as the last one was.
 pub fn is_worth_hiding(id: usize, min: u32) -> bool {
-    is_long(of(id), entry(id).small_us.load(Ordering::Relaxed), min)
+    is_long(of(id), entry(id).small.us(), min)
 }
 
 /// Whether a device that takes `us` for all transfers and `small` for small
@@ -145,15 +174,19 @@ mod tests {
 
     #[test]
     fn the_average_follows() {
-        let mut us = 0;
-        (0..10).for_each(|_| us = blend(us, 30_000));
-        assert_eq!(us, 30_000);
-        // One that stood in a queue is not believed at once.
-        assert!(blend(us, 300_000) < 64_000);
-        (0..12).for_each(|_| us = blend(us, 100));
-        assert!(us < 200, "{us}");
-        (0..60).for_each(|_| us = blend(us, 30_000));
-        assert!(us > 29_000, "{us}");
+        let average = Average::new();
+        (0..10).for_each(|_| _ = average.add(30_000));
+        assert_eq!(average.us(), 30_000);
+        // One that stood in a queue is not believed at once,
+        assert!(average.add(300_000) < 64_000);
+        (0..12).for_each(|_| _ = average.add(100));
+        assert!(average.us() < 200, "{}", average.us());
+        // nor one now and then,
+        (0..40).for_each(|i| _ = average.add(if i % 3 == 0 { 30_000 } else { 100 }));
+        assert!(average.us() < 5_000, "{}", average.us());
+        // but a disk that has become slower.
+        (0..2).for_each(|_| _ = average.add(30_000));
+        assert!(average.us() >= 30_000, "{}", average.us());
     }
 
     #[test]
