@@ -286,7 +286,7 @@ impl Slot {
             let next = far.min(last + stream::step(last.saturating_sub(front)));
             let fine = (last..next).take_while(|pindex| seen.is_wired(*pindex)).count();
             let before = self.stream.unused();
-            self.stream.seen(last + fine as u64, now, limits());
+            self.stream.seen(last + fine as u64, now, pace(self.device), limits());
             stats::PAGES_USED.add(before.saturating_sub(self.stream.unused()));
             let (rate, known) = (self.stream.rate(), RATE.load(Ordering::Relaxed));
             RATE.store((known - known / 16).max(rate), Ordering::Relaxed);

@@ -215,7 +215,8 @@ impl Stream {
         // and it wires all its pages, where it may have been seen, before it
         // asks for them.
         let back = self.front.saturating_sub(u64::from(self.reach.max(1)));
-        if ask.first < back || ask.first > self.end {
+        let in_gap = (self.gap..self.gap_end).contains(&ask.first);
+        if !in_gap && (ask.first < back || ask.first > self.end) {
             return Fit::No;
         }
         let front = ask.end();
@@ -255,16 +256,20 @@ impl Stream {
             Fit::RanOut
         };
         self.end = self.end.max(ask.read_end());
-        self.seen(front, now_us, limits);
+        self.following |= wants_much(ask);
+        self.seen(front, now_us, pace, limits);
         self.stalled = true;
         self.unmapped = ask.unmapped;
-        self.following |= wants_much(ask);
-        self.trust(pace, limits);
         fit
     }
 
     /// The consumer was seen to need `front` next.
-    pub fn seen(&mut self, front: u64, now_us: u64, limits: Limits) {
+    pub fn seen(&mut self, front: u64, now_us: u64, pace: Pace, limits: Limits) {
+        self.moved(front, now_us, limits);
+        self.trust(pace, limits);
+    }
+
+    fn moved(&mut self, front: u64, now_us: u64, limits: Limits) {
         let moved = front.saturating_sub(self.front);
         if moved == 0 {
             return;
@@ -358,10 +363,17 @@ impl Stream {
             return None;
         }
         let len = (target - lead).next_multiple_of(step);
-        let soon = u64::from(rate) * u64::from(pace.latency_us) / 1_000_000;
+        let uses = |us: u64| u64::from(rate).saturating_mul(us) / 1_000_000;
+        let latency_us = u64::from(pace.latency_us);
+        let soon = uses(latency_us);
+        // One that waits for a disk itself gets its data first, and the window
+        // as much later as it is sent later and takes to be moved.
+        let asked_us = now_us.saturating_sub(self.asked_us);
+        let after_us = if self.stalled { asked_us + latency_us / 8 } else { latency_us };
         // One gap before it keeps the consumer long enough.
         // One that waits for the block map gets its data with the window.
-        let late = lead < soon && self.gap_end <= self.front && !self.unmapped;
+        let early = lead < uses(after_us.min(latency_us));
+        let late = early && self.gap_end <= self.front && !self.unmapped;
         let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };
         let start = self.end.saturating_add(gap);
         let idle_us = now_us.saturating_sub(self.read_us);
@@ -478,14 +490,14 @@ mod tests {
         let mut stream = whole(SLOW.rate);
         stream.read(256..4000, 3744, 0);
         // The first data have come after 30 ms.
-        stream.seen(40, 30_000, LIMITS);
+        stream.seen(40, 30_000, SLOW, LIMITS);
         assert_eq!(stream.rate(), 0);
-        stream.seen(440, 40_000, LIMITS);
+        stream.seen(440, 40_000, SLOW, LIMITS);
         assert_eq!(stream.rate(), 0);
-        stream.seen(840, 50_000, LIMITS);
+        stream.seen(840, 50_000, SLOW, LIMITS);
         assert_eq!(stream.rate(), 40_000);
         // A slow consumer is believed after a while.
-        (0..80).for_each(|i| stream.seen(841 + i, 60_000 + i * 20_000, LIMITS));
+        (0..80).for_each(|i| stream.seen(841 + i, 60_000 + i * 20_000, SLOW, LIMITS));
         assert!(stream.rate() < 200, "{}", stream.rate());
     }
 
@@ -549,7 +561,7 @@ mod tests {
         }
         assert!(stream.end() <= 5512 && stream.end() > 5256, "{}", stream.end());
         assert!(!stream.sure && stream.goes_on(FILE) == (stream.end() < 5512));
-        stream.seen(5500, now, LIMITS);
+        stream.seen(5500, now, SLOW, LIMITS);
         while let Some(want) = stream.want(FILE, 9999, now, SLOW, LIMITS) {
             stream.read(want, 0, now);
             now += 2_000;
@@ -566,11 +578,16 @@ mod tests {
     fn pages_are_wired_before_they_are_missed() {
         let mut stream = whole(30_000);
         assert_eq!(stream.missed(ask(256, 64, 0), LATER, SLOW, LIMITS), Fit::RanOut);
-        stream.seen(384, 2 * LATER, LIMITS);
+        stream.seen(384, 2 * LATER, SLOW, LIMITS);
         let before = stream;
         assert_eq!(stream.missed(ask(320, 64, 0), 2 * LATER, SLOW, LIMITS), Fit::Same);
         assert_eq!((stream.window, stream.front()), (before.window, 384));
         assert_eq!(stream.missed(ask(300, 16, 0), 3 * LATER, SLOW, LIMITS), Fit::No);
+        // A long call is seen at its end before it asks for a gap in its middle.
+        stream.read(500..900, 400, 3 * LATER);
+        stream.seen(800, 3 * LATER, SLOW, LIMITS);
+        assert_eq!(stream.missed(ask(390, 16, 0), 3 * LATER, SLOW, LIMITS), Fit::Gap);
+        assert_eq!(stream.front(), 800);
     }
 
     #[test]
@@ -611,8 +628,30 @@ mod tests {
         let lead = want.end - stream.front();
         assert!(lead >= 900, "{lead}");
         let pace = Pace { latency_us: 20_000, ..pace };
-        stream.seen(want.end - 700, 2, LIMITS);
+        stream.seen(want.end - 700, 2, SLOW, LIMITS);
         assert_eq!(stream.want(FILE, 9999, 0, pace, LIMITS).unwrap().start, want.end);
+    }
+
+    #[test]
+    fn a_consumer_that_waits_itself_needs_no_gap() {
+        let pace = Pace { rate: 30_000, ..SLOW };
+        let mut stream = whole(30_000);
+        let at = stream.end();
+        // What it waits for keeps it for 8 ms: a window sent at once is there,
+        assert_eq!(stream.missed(ask(at, 16, 240), LATER, pace, LIMITS), Fit::RanOut);
+        let want = |us| stream.want(FILE, 9999, LATER + us, pace, LIMITS).unwrap();
+        assert_eq!(want(500).start, stream.end());
+        // and one that is sent much later is not.
+        assert!(want(9_000).start > stream.end());
+    }
+
+    #[test]
+    fn who_is_seen_to_go_so_far_is_trusted() {
+        let mut stream = Stream::begin(ask(5000, 64, 192), 0, SLOW, LIMITS);
+        assert_eq!(stream.missed(ask(5256, 64, 192), LATER, SLOW, LIMITS), Fit::RanOut);
+        assert!(!stream.trusted);
+        stream.seen(5000 + u64::from(LIMITS.initial), 2 * LATER, SLOW, LIMITS);
+        assert!(stream.trusted && stream.window >= LIMITS.initial);
     }
 
     #[test]
@@ -635,7 +674,7 @@ mod tests {
             for (pages, us) in steps {
                 now += us;
                 front = (front + pages).min(stream.end());
-                stream.seen(front, now, LIMITS);
+                stream.seen(front, now, SLOW, LIMITS);
                 if let Some(want) = stream.want(FILE, room, now, pace, LIMITS) {
                     let gap = want.start - stream.end();
                     prop_assert!(gap == 0 || gap == 2 * u64::from(stream.reach), "{}", gap);
