@@ -125,6 +125,10 @@ impl Plan {
         let start = target.first * PAGE;
         let mut end = start + target.wanted as u64 * PAGE;
         if geometry.small_blocks() {
+            // No buf has all of the last page: what none reads is zero, even
+            // if the file grows meanwhile.
+            let behind = file.bytes.max(start);
+            zero(target, behind, end.saturating_sub(behind));
             end = end.min(file.bytes.next_multiple_of(geometry.block.max(1)));
         }
         while start + self.done < end {

@@ -570,6 +570,7 @@ pub fn reclaim(object: *mut sys::vm_object, one_in: usize, rng: &mut fastrand::R
 
 /// vnode_pager_setsize(): pages behind the new end go, once nobody has them
 /// busied; wired ones only become invalid. The rest of the last page is zeroed.
+/// A file that grows has its new end before anybody waits for its old one.
 pub fn set_size(object: *mut sys::vm_object, bytes: u64) {
     let call = "vnode_pager_setsize";
     record(call, format_args!("object {object:?} to {bytes} bytes"));
@@ -577,6 +578,18 @@ pub fn set_size(object: *mut sys::vm_object, bytes: u64) {
     // SAFETY: a live object; the vnode lock is held exclusively.
     let before = unsafe { (*object).un_pager.vnp.vnp_size as u64 };
     let shrinks = before > bytes;
+    let set = || {
+        locks::with_object(object, || {
+            // SAFETY: a live, write-locked object.
+            unsafe {
+                (*object).size = end;
+                (*object).un_pager.vnp.vnp_size = bytes as i64;
+            }
+        })
+    };
+    if !shrinks {
+        set();
+    }
     // To extend a file, FFS brings its last block into a buffer, and with that
     // the whole of its last page is valid.
     let last = before / PAGE as u64;
@@ -615,13 +628,9 @@ pub fn set_size(object: *mut sys::vm_object, bytes: u64) {
         page.unbusy(call);
         unwire(page, pindex < end);
     }
-    locks::with_object(object, || {
-        // SAFETY: a live, write-locked object.
-        unsafe {
-            (*object).size = end;
-            (*object).un_pager.vnp.vnp_size = bytes as i64;
-        }
-    });
+    if shrinks {
+        set();
+    }
 }
 
 /// Whether an unbusied last page holds nothing but zeros behind the file's end.
