@@ -682,6 +682,11 @@ mod tests {
                     let far = u64::from(LIMITS.max.min(room) + LIMITS.chunk);
                     prop_assert!(want.end <= stream.front() + far);
                     let new = (want.end - want.start) as u32;
+                    // Twice of what it uses in the longest pause that counts.
+                    let rate = if stream.rate() > 0 { stream.rate() } else { pace.rate };
+                    let pause_us = u64::from(latency_us / 4 + 4 * pace.poll_us);
+                    let most = u64::from(rate) * pause_us / 500_000;
+                    prop_assert!(u64::from(new) <= most.max(u64::from(LIMITS.chunk)), "{}", new);
                     read += u64::from(new);
                     stream.read(want, new, now);
                 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     bed::Bed,
@@ -34,6 +34,8 @@ const SIZE: u64 = BLOCKS * BLOCK - 700;
 pub const ALL: &[(&str, Run)] = &[
     ("stream", stream),
     ("stream-seen", stream_seen),
+    ("stream-far", stream_far),
+    ("stream-burst", stream_burst),
     ("stream-gap", stream_gap),
     ("stream-random", stream_random),
     ("stream-lost", stream_lost),
@@ -41,6 +43,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("stream-error", stream_error),
     ("stream-memory", stream_memory),
     ("stream-cut", stream_cut),
+    ("stream-grows", stream_grows),
     ("stream-unmount", stream_unmount),
     ("stream-switches", stream_switches),
     ("map", map),
@@ -133,6 +136,9 @@ fn ready(file: &File, pindex: u64) -> bool {
 /// call reads ahead, and behind the gap that is left for the second one.
 const WINDOW: std::ops::Range<u64> = 150..350;
 
+/// The gap that is left there for the second call.
+const GAP: std::ops::Range<u64> = 116..148;
+
 /// Send the beginning of a file, and wait for the window that comes of it.
 fn begin_stream(bed: &Bed, file: &File) -> Result<()> {
     send(bed, file, 0, 16 * P, 100)?;
@@ -186,6 +192,111 @@ fn stream_seen(bed: &mut Bed, _: &Path) -> Result<()> {
     ensure!(misses <= 4, "{misses} misses: {:?}", sysctl::counters());
     ensure!(ahead("used") >= size / P / 4, "the consumer was not seen: {:?}", sysctl::counters());
     Ok(())
+}
+
+/// A consumer that the timer sees again only far from where it was is found,
+/// wherever it is in its window, and the windows go on without a miss.
+fn stream_far(bed: &mut Bed, _: &Path) -> Result<()> {
+    // On a slow host windows become large: never as large as the file.
+    ensure!(sysctl::number("vfs.asyncpager.readahead.max", 8 << 20) == 0, "sysctl");
+    undisturbed(|| {
+        slow(bed, 20)?;
+        let file = contiguous_of(bed, 4 * BLOCKS);
+        begin_stream(bed, &file)?;
+        let large = || (GAP.end..FAR.end).all(|pindex| ready(&file, pindex));
+        wait_until("the window is large", || large() || callout::active() == 0)?;
+        if !large() {
+            return Ok(false);
+        }
+        callout::hold(true);
+        let found = go_far(bed, &file);
+        callout::hold(false);
+        found
+    })
+}
+
+/// Where the consumer of [`stream_far`] is seen again: far behind what the
+/// timer looks at first.
+const FAR: std::ops::Range<u64> = 1250..1314;
+
+/// Go on to there while the timer does not look. False when it stood still for
+/// so long that nobody looks at it any more.
+fn go_far(bed: &Bed, file: &File) -> Result<bool> {
+    // What it misses here tells where it is.
+    send(bed, file, 16 * P, (GAP.end - 16) * P, 0)?;
+    settle()?;
+    wait_until("no page is in flight", || !vm::is_paging(file.object))?;
+    let there = |pindex: &u64| vm::resident(file.object, *pindex).is_some();
+    let end = (0..4 * BLOCKS * BLOCK / P).rfind(there).context("no page is there")? + 1;
+    let (missed, used) = (counter("calls_async"), ahead("used"));
+    let (offset, len) = (FAR.start * P, (FAR.end - FAR.start) * P);
+    send(bed, file, GAP.end * P, offset - GAP.end * P, 0)?;
+    let sending = Sending::begin(file, offset, len, 0).context("the file is gone")?;
+    let ran = callout::ran();
+    callout::hold(false);
+    let found = || ahead("used") > used + 1000;
+    let over = || callout::ran() >= ran + LOOKS || callout::active() == 0;
+    wait_until("the timer has looked", || found() || over())?;
+    ensure!(found() || callout::ran() < ran + LOOKS, "nobody sees the consumer");
+    let found = found();
+    if found {
+        // Behind the gap that is left for the consumer, if one is.
+        wait_until("the next window is there", || ready(file, end + 150))?;
+    }
+    let missed = counter("calls_async") - missed;
+    ensure!(missed == 0, "{missed} misses where everything was read ahead");
+    finish(bed, file, sending, offset, len)?;
+    Ok(found)
+}
+
+/// Looks of the timer in which it must have looked everywhere.
+const LOOKS: u64 = 32;
+
+/// Do what is spoilt when the host stands still in the middle of it, until it
+/// does not.
+fn undisturbed(mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    for _ in 0..20 {
+        if done()? {
+            return Ok(());
+        }
+    }
+    bail!("the host stands still all the time")
+}
+
+/// What was not read for a long time is not made up for at once.
+fn stream_burst(bed: &mut Bed, _: &Path) -> Result<()> {
+    ensure!(sysctl::number("vfs.asyncpager.readahead.max", 3000 * P as u32) == 0, "sysctl");
+    ensure!(sysctl::number("vfs.asyncpager.readahead.poll", 500) == 0, "sysctl");
+    undisturbed(|| {
+        let milliseconds = 40;
+        let is_fast = |begin: Instant| begin.elapsed() < Duration::from_millis(2 * milliseconds);
+        // What the disk has taken before is forgotten after so many.
+        for _ in 0..8 {
+            let begin = Instant::now();
+            slow(bed, milliseconds)?;
+            if !is_fast(begin) {
+                return Ok(false);
+            }
+        }
+        let file = contiguous_of(bed, 4 * BLOCKS);
+        callout::hold(true);
+        taskqueue::hold(true);
+        let begin = Instant::now();
+        send(bed, &file, 0, 16 * P, 100)?;
+        let fast = is_fast(begin);
+        let long = Duration::from_millis(400);
+        wait_until("nothing was read for long", || begin.elapsed() >= long)?;
+        let before = ahead("pages");
+        taskqueue::hold(false);
+        settle()?;
+        let burst = ahead("pages") - before;
+        callout::hold(false);
+        // Of a rate of 32768 pages a second, as it is taken to be at first,
+        // twice a quarter of the latency and four looks are 786 pages. The
+        // latency may be taken for twice as long. The window has room for 3000.
+        ensure!(!fast || (256..1600).contains(&burst), "{burst} pages are read at once");
+        Ok(fast)
+    })
 }
 
 /// A consumer that comes before a window does finds a gap to ask for, and
@@ -314,6 +425,54 @@ fn stream_cut(bed: &mut Bed, _: &Path) -> Result<()> {
         send(bed, &file, 0, 100 * P, 0)?;
     }
     Ok(())
+}
+
+/// A file grows while its last page is in flight: behind its old end there is
+/// nothing but what the file has there, and the stream goes on past it.
+fn stream_grows(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 20)?;
+    let file = contiguous(bed);
+    let (last, end) = (250, 250 * P + 1024);
+    file.set_size(end);
+    callout::hold(true);
+    taskqueue::hold(true);
+    send(bed, &file, 0, 16 * P, 100)?;
+    // The window is in flight until somebody waits for it.
+    bed.disk.behave(Manners { latency: Duration::from_secs(600).into(), ..Manners::default() });
+    taskqueue::hold(false);
+    settle()?;
+    let in_flight = vm::resident(file.object, last).is_some_and(|page| page.is_busy());
+    ensure!(in_flight, "the last page is not in flight: {:?}", sysctl::counters());
+    bed.disk.behave(Manners { latency: Duration::from_millis(20).into(), ..Manners::default() });
+    let waits = || vm::BUSY_WAITS.load(Ordering::Relaxed);
+    let (before, over) = (waits(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while waits() == before && !over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_micros(300));
+            }
+            bed.disk.hurry();
+        });
+        file.set_size(SIZE);
+        over.store(true, Ordering::Relaxed);
+    });
+    ensure!(waits() > before, "nobody has waited for the last page");
+    // What lies between the old end and the end of its page was never written.
+    let mut got = Vec::new();
+    let sending = Sending::begin(&file, last * P, P, 0).context("the file is gone")?;
+    let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
+    let mut right = bed.bytes(&file, last * P, PAGE);
+    right[1024..].fill(0);
+    ensure!(sent == Ok(()) && got == right, "stale bytes behind the old end: {sent:?}");
+    // The consumer misses the gap, and what is read ahead passes the old end.
+    let before = ahead("pages");
+    send(bed, &file, 16 * P, (last - 16) * P, 0)?;
+    settle()?;
+    // The timer could have seen it behind the gap before it missed that.
+    callout::hold(false);
+    ensure!(ahead("pages") > before, "the stream ends where the file did");
+    wait_until("there is a window behind the old end", || ready(&file, last + 150))?;
+    send(bed, &file, (last + 1) * P, SIZE - (last + 1) * P, 0)
 }
 
 /// A forced unmount, and unloading, with windows in flight.

@@ -307,6 +307,17 @@ mutations! {
     consumer_not_seen: "stream-seen", "src/readahead/mod.rs",
         "self.stream.seen(last + fine as u64, now, limits());" =>
         "self.stream.seen(0, now, limits());";
+    consumer_only_looked_for_nearby: "stream-far", "src/readahead/mod.rs",
+        "let far = if near {" => "let far = if near || true {";
+    consumer_stepped_over: "stream-far", "src/readahead/stream.rs",
+        "STEP.max(far / SPREAD)" => "STEP.max(far)";
+    pause_made_up_for_at_once: "stream-burst", "src/readahead/stream.rs",
+        "let idle_us = idle_us.min(u64::from(" => "let idle_us = idle_us.max(u64::from(";
+    growth_not_noticed: "stream-grows", "src/readahead/mod.rs",
+        "slot.file = miss.file;" => "";
+    not_read_and_valid_after_growth: "stream-grows", "src/pager/complete.rs",
+        "plan::below_eof(page.pindex(), eof).min(there);" =>
+        "plan::below_eof(page.pindex(), eof).min(there.max(PAGE as u32));";
     no_gap_for_the_consumer: "stream-gap", "src/readahead/stream.rs",
         "let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };" => "let gap = u64::from(late) * 0;";
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
