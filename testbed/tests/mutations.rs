@@ -305,8 +305,8 @@ mutations! {
     window_never: "stream", "src/readahead/stream.rs",
         "self.sure) = (true, true, true);" => "self.sure) = (true, false, false);";
     consumer_not_seen: "stream-seen", "src/readahead/mod.rs",
-        "self.stream.seen(last + fine as u64, now, limits());" =>
-        "self.stream.seen(0, now, limits());";
+        "self.stream.seen(last + fine as u64, now, pace(self.device), limits());" =>
+        "self.stream.seen(0, now, pace(self.device), limits());";
     consumer_only_looked_for_nearby: "stream-far", "src/readahead/mod.rs",
         "let far = if near {" => "let far = if near || true {";
     consumer_stepped_over: "stream-far", "src/readahead/stream.rs",
