@@ -60,6 +60,14 @@ impl Entry {
             small: Average::new(),
         }
     }
+
+    /// See [`of`].
+    fn us(&self) -> u32 {
+        match self.all.us() {
+            0 => LAST_US.load(Ordering::Relaxed),
+            us => us,
+        }
+    }
 }
 
 static ENTRIES: [Entry; DEVICES] = [const { Entry::new() }; DEVICES];
@@ -140,16 +148,14 @@ fn blend(before: u32, above: u32, us: u32) -> u32 {
 /// Microseconds that the device takes; of one that is not known yet, what the
 /// last one took.
 pub fn of(id: usize) -> u32 {
-    match entry(id).all.us() {
-        0 => LAST_US.load(Ordering::Relaxed),
-        us => us,
-    }
+    entry(id).us()
 }
 
 /// Whether the device takes `min` microseconds for a transfer, however small;
 /// one that is not known yet is taken for such as the last one was.
 pub fn is_worth_hiding(id: usize, min: u32) -> bool {
-    is_long(of(id), entry(id).small.us(), min)
+    let entry = entry(id);
+    is_long(entry.us(), entry.small.us(), min)
 }
 
 /// Whether a device that takes `us` for all transfers and `small` for small

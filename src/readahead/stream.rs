@@ -102,6 +102,7 @@ pub struct Stream {
 /// From so many pages on that a caller wants or has had, a file's beginning is
 /// the beginning of a stream.
 const WHOLE: u64 = 64;
+
 /// Whether what a caller wants next is worth a window.
 fn wants_much(ask: Ask) -> bool {
     u64::from(ask.wish) >= WHOLE
