@@ -299,36 +299,49 @@ fn stream_burst(bed: &mut Bed, _: &Path) -> Result<()> {
     })
 }
 
-/// A consumer that comes before a window does finds a gap to ask for, and
-/// does not wait for pages in flight.
-fn stream_gap(bed: &mut Bed, _: &Path) -> Result<()> {
-    slow(bed, 20)?;
-    let file = contiguous(bed);
+/// Begin a stream whose window is in flight until somebody waits for it, or
+/// nobody does. The timer is held.
+fn window_in_flight(bed: &Bed, file: &File) -> Result<()> {
     callout::hold(true);
     taskqueue::hold(true);
-    send(bed, &file, 0, 16 * P, 100)?;
-    // The window is in flight until somebody waits for it, or nobody does.
+    send(bed, file, 0, 16 * P, 100)?;
     bed.disk.behave(Manners { latency: Duration::from_secs(600).into(), ..Manners::default() });
     taskqueue::hold(false);
     settle()?;
     ensure!(ahead("pages") > 0, "there is no window");
     bed.disk.behave(Manners { latency: Duration::from_millis(20).into(), ..Manners::default() });
-    callout::hold(false);
+    Ok(())
+}
+
+/// Do something while the disk has a window, which it brings as soon as
+/// somebody waits for a busied page, or when it is done. How often was waited.
+fn waits_while<T>(bed: &Bed, act: impl FnOnce() -> T) -> (T, u64) {
     let waits = || vm::BUSY_WAITS.load(Ordering::Relaxed);
     let (before, over) = (waits(), AtomicBool::new(false));
-    let sent = std::thread::scope(|scope| {
+    let done = std::thread::scope(|scope| {
         scope.spawn(|| {
             while waits() == before && !over.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_micros(300));
             }
             bed.disk.hurry();
         });
-        let sent = [16 * P, 116 * P].map(|offset| send(bed, &file, offset, 16 * P, 0));
+        let done = act();
         over.store(true, Ordering::Relaxed);
-        sent
+        done
     });
+    (done, waits() - before)
+}
+
+/// A consumer that comes before a window does finds a gap to ask for, and
+/// does not wait for pages in flight.
+fn stream_gap(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 20)?;
+    let file = contiguous(bed);
+    window_in_flight(bed, &file)?;
+    callout::hold(false);
+    let (sent, waits) =
+        waits_while(bed, || [16 * P, 116 * P].map(|offset| send(bed, &file, offset, 16 * P, 0)));
     sent.into_iter().collect::<Result<()>>()?;
-    let waits = waits() - before;
     ensure!(waits == 0, "the consumer has waited {waits} times for a window");
     Ok(())
 }
@@ -434,29 +447,11 @@ fn stream_grows(bed: &mut Bed, _: &Path) -> Result<()> {
     let file = contiguous(bed);
     let (last, end) = (250, 250 * P + 1024);
     file.set_size(end);
-    callout::hold(true);
-    taskqueue::hold(true);
-    send(bed, &file, 0, 16 * P, 100)?;
-    // The window is in flight until somebody waits for it.
-    bed.disk.behave(Manners { latency: Duration::from_secs(600).into(), ..Manners::default() });
-    taskqueue::hold(false);
-    settle()?;
+    window_in_flight(bed, &file)?;
     let in_flight = vm::resident(file.object, last).is_some_and(|page| page.is_busy());
     ensure!(in_flight, "the last page is not in flight: {:?}", sysctl::counters());
-    bed.disk.behave(Manners { latency: Duration::from_millis(20).into(), ..Manners::default() });
-    let waits = || vm::BUSY_WAITS.load(Ordering::Relaxed);
-    let (before, over) = (waits(), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while waits() == before && !over.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_micros(300));
-            }
-            bed.disk.hurry();
-        });
-        file.set_size(SIZE);
-        over.store(true, Ordering::Relaxed);
-    });
-    ensure!(waits() > before, "nobody has waited for the last page");
+    let ((), waits) = waits_while(bed, || file.set_size(SIZE));
+    ensure!(waits > 0, "nobody has waited for the last page");
     // What lies between the old end and the end of its page was never written.
     let mut got = Vec::new();
     let sending = Sending::begin(&file, last * P, P, 0).context("the file is gone")?;
