@@ -218,7 +218,9 @@ fn shim(platform: &Platform, includes: &[PathBuf]) -> Result<()> {
         .no_default_flags(true)
         .warnings(true)
         .warnings_into_errors(true)
-        .opt_level(2)
+        // As sys/conf/kern.pre.mk has it; without the default flags
+        // opt_level() says nothing.
+        .flag("-O2")
         .flag("-Wno-pointer-sign")
         .flag("-fno-strict-aliasing")
         .flag("-fno-omit-frame-pointer")

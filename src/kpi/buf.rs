@@ -270,11 +270,16 @@ impl Pbuf {
     /// The pages nobody asked for.
     pub fn extras(&self) -> impl Iterator<Item = &BusiedPage> {
         let (before, after, all) = self.counts();
-        self.pages()
-            .iter()
-            .enumerate()
-            .filter(move |(i, _)| *i < before || *i >= all.saturating_sub(after))
-            .map(|(_, page)| page)
+        let pages = self.pages();
+        let first = pages.get(..before).unwrap_or_default();
+        let last = pages.get(all.saturating_sub(after)..).unwrap_or_default();
+        first.iter().chain(last)
+    }
+
+    /// The index of the first page, which may be bogus. `None` if all are.
+    pub fn first_pindex(&self) -> Option<u64> {
+        let real = (0u64..).zip(self.pages()).find(|(_, page)| !page.is_bogus());
+        real.map(|(i, page)| page.pindex().saturating_sub(i))
     }
 
     fn slot(&self, index: usize) -> *mut sys::vm_page_t {
@@ -731,9 +736,7 @@ impl Drop for Pbuf {
         // SAFETY: ours; this is its last use. pbrelbo() wants a buf that has
         // a bufobj and no vnode.
         unsafe {
-            for i in 0..all.max((*bp).b_ckhash as u32 as usize) {
-                self.slot(i).write(ptr::null_mut());
-            }
+            self.slot(0).write_bytes(0, all.max((*bp).b_ckhash as u32 as usize));
             (*bp).b_vp = ptr::null_mut();
             (*bp).b_ckhash = 0;
             if !(*bp).b_bufobj.is_null() {

@@ -103,9 +103,10 @@ pub fn settle(part: &mut Pbuf) -> Result<(), Errno> {
             // is for other bufs to read.
             let small = part.vnode().is_some_and(|vnode| u64::from(vnode.block_size()) < PAGE);
             let reached = if small { u64::MAX } else { u64::from(part.bytes()) };
-            for (i, page) in (0u64..).zip(part.pages()).filter(|(_, page)| !page.is_bogus()) {
-                let there = reached.saturating_sub(i.saturating_mul(PAGE)).min(PAGE) as u32;
-                let below = plan::below_eof(page.pindex(), eof).min(there);
+            let start = part.first_pindex().map_or(eof, |pindex| pindex.saturating_mul(PAGE));
+            let good = plan::below_eof(start, reached, eof);
+            for (i, page) in (0u64..).zip(part.pages()).skip((good / PAGE) as usize) {
+                let below = good.saturating_sub(i.saturating_mul(PAGE)).min(PAGE) as u32;
                 page.zero(below, PAGE as u32 - below);
             }
             for page in part.extras() {

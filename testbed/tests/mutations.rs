@@ -316,8 +316,7 @@ mutations! {
     growth_not_noticed: "stream-grows", "src/readahead/mod.rs",
         "slot.file = miss.file;" => "";
     not_read_and_valid_after_growth: "stream-grows", "src/pager/complete.rs",
-        "plan::below_eof(page.pindex(), eof).min(there);" =>
-        "plan::below_eof(page.pindex(), eof).min(there.max(PAGE as u32));";
+        "plan::below_eof(start, reached, eof);" => "plan::below_eof(start, u64::MAX, eof);";
     no_gap_for_the_consumer: "stream-gap", "src/readahead/stream.rs",
         "let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };" => "let gap = u64::from(late) * 0;";
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
