@@ -168,6 +168,7 @@ fn bindings(platform: &Platform, includes: &[PathBuf], out: &Path) -> Result<()>
         "sysinit",
         "inode",
         "ufsmount",
+        "fs",
         "timeval",
         "vmmeter",
         "rwlock",

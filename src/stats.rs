@@ -38,6 +38,10 @@ counters! {
     WINDOW_ERRORS, c"errors", c"Bufs of windows that failed";
     /// Block maps brought into memory ahead of a window.
     MAPS_AHEAD, c"maps", c"Block maps read ahead of windows";
+    /// Pages read where FFS is expected to have put them, before the map told.
+    PAGES_GUESSED, c"guessed", c"Pages read where they were expected, before the block map told";
+    /// Of those, pages that were elsewhere.
+    PAGES_MISTAKEN, c"mistaken", c"Of those, pages that were elsewhere";
     /// Windows not read since the vnode was locked.
     NOT_LOCKED, c"not_locked", c"Windows not read: the vnode was locked exclusively";
     /// Windows not read for lack of memory.

@@ -34,6 +34,8 @@ pub fn register() -> Result<(), Errno> {
         let below = CONTEXT.node(node, c"readahead", c"Read-ahead that follows streams")?;
         let descr = c"Follow streams; 0: read ahead only what a call wishes for";
         CONTEXT.switch(below, c"enabled", descr, &readahead::ENABLED)?;
+        let descr = c"Read a file's first indirect block and what it leads to at once";
+        CONTEXT.switch(below, c"guess", descr, &readahead::GUESS)?;
         for (name, descr, limit, boot) in [
             (c"max", c"Bytes read ahead of one stream, at most", &readahead::MAX, false),
             (c"initial", c"Bytes read ahead of a new stream", &readahead::INITIAL, false),

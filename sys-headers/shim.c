@@ -223,7 +223,34 @@ shim_block_in_memory(struct vnode *vp, daddr_t lbn)
 	return (inmem(vp, lbn));
 }
 
-/* How the file's indirect blocks read.  False for a snapshot's. */
+/*
+ * Have a block of the file, which is at blkno, read into the buffer cache.
+ * Who asks for it before it is there waits for this read.  The vnode is locked.
+ */
+void
+shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
+{
+	struct buf *bp;
+
+	bp = getblk(vp, lbn, (int)vp->v_mount->mnt_stat.f_iosize, 0, 0, 0);
+	if ((bp->b_flags & B_CACHE) != 0) {
+		bqrelse(bp);
+		return;
+	}
+	bp->b_iocmd = BIO_READ;
+	bp->b_ioflags &= ~BIO_ERROR;
+	bp->b_flags = (bp->b_flags & ~B_INVAL) | B_ASYNC;
+	bp->b_blkno = blkno;
+	bp->b_iooffset = dbtob(blkno);
+	vfs_busy_pages(bp, 0);
+	BUF_KERNPROC(bp);
+	bstrategy(bp);
+}
+
+/*
+ * How the file's indirect blocks read.  False for a snapshot's, and on an
+ * untrusted mount, where each pointer has to be checked.
+ */
 bool
 shim_map_of(struct vnode *vp, struct shim_map *map)
 {
@@ -234,7 +261,17 @@ shim_map_of(struct vnode *vp, struct shim_map *map)
 	map->bptrtodb = ump->um_bptrtodb;
 	map->seqinc = ump->um_seqinc;
 	map->wide = !I_IS_UFS1(ip);
-	return ((DIP(ip, i_flags) & SF_SNAPSHOT) == 0);
+	return (ump->um_check_blkno == NULL &&
+	    (DIP(ip, i_flags) & SF_SNAPSHOT) == 0);
+}
+
+/* Blocks of DEV_BSIZE that the file's filesystem has. */
+daddr_t
+shim_fs_blocks(struct vnode *vp)
+{
+	const struct fs *fs = VFSTOUFS(vp->v_mount)->um_fs;
+
+	return (fsbtodb(fs, fs->fs_size));
 }
 
 void

@@ -45,6 +45,7 @@ uint64_t shim_inode_size(struct vnode *);
 void	shim_VOP_UNLOCK(struct vnode *);
 int	shim_vn_lock_shared_nowait(struct vnode *);
 bool	shim_block_in_memory(struct vnode *, daddr_t);
+void	shim_read_block(struct vnode *, daddr_t, daddr_t);
 
 /* ufs/ufs/inode.h, ufs/ufs/ufsmount.h */
 struct shim_map {
@@ -54,6 +55,9 @@ struct shim_map {
 	bool	wide;		/* pointers are of 64 bits (UFS2) */
 };
 bool	shim_map_of(struct vnode *, struct shim_map *);
+
+/* ufs/ffs/fs.h */
+daddr_t	shim_fs_blocks(struct vnode *);
 
 /* sys/mutex.h, sys/malloc.h, sys/callout.h, sys/taskqueue.h */
 void	shim_mtx_init(struct mtx *, const char *);

@@ -40,6 +40,7 @@
 #include <ufs/ufs/quota.h>
 #include <ufs/ufs/inode.h>
 #include <ufs/ufs/ufsmount.h>
+#include <ufs/ffs/fs.h>
 
 extern struct vop_vector ffs_vnodeops1;
 extern struct vop_vector ffs_vnodeops2;

@@ -179,7 +179,7 @@ pub enum Form {
 /// | `b_fsprivate3` | the zone | the zone |
 /// | `b_dirtyoff` | when it was sent, in microseconds | |
 /// | `b_dirtyend` | | first error of any part |
-/// | `b_ckhash` | bit 63: read again already | low half: pages requested; bit 62: last was valid in part |
+/// | `b_ckhash` | bit 63: read again already; bit 59: sent to an idle device | low half: pages requested; bit 62: last was valid in part |
 /// | `b_pgiodone`, `b_caller1` | | the reply |
 ///
 /// Two kinds of buf have no request's pages. One that reads ahead on its own
@@ -206,6 +206,7 @@ const AGAIN: u64 = 1 << 63;
 const LAST_PARTLY_VALID: u64 = 1 << 62;
 const INDIRECT: u64 = 1 << 61;
 const HOLDS_OBJECT: u64 = 1 << 60;
+const FIRST: u64 = 1 << 59;
 
 impl Pbuf {
     /// # Safety
@@ -431,6 +432,17 @@ impl Pbuf {
         NonNull::new(self.buf().b_bufobj).map(|bo| unsafe { Device::new(bo) })
     }
 
+    /// Note whether the device had next to nothing to do when it got this.
+    pub fn set_first(&mut self, first: bool) {
+        let kept = self.buf().b_ckhash & !FIRST;
+        self.buf_mut().b_ckhash = kept | if first { FIRST } else { 0 };
+    }
+
+    /// What [`Pbuf::set_first`] was told.
+    pub fn was_first(&self) -> bool {
+        self.buf().b_ckhash & FIRST != 0
+    }
+
     /// Microseconds since the buf was sent.
     pub fn took_us(&self) -> u32 {
         (systm::uptime_us() as u32).wrapping_sub(self.buf().b_dirtyoff as u32)
@@ -566,10 +578,27 @@ impl Pbuf {
     /// buf back; in the async form the buf now belongs to the disk, and may
     /// be gone already.
     pub fn send(self, form: &Form) -> Option<Self> {
+        match form {
+            Form::Async(iodone) => {
+                self.give_up();
+                self.start(*iodone);
+                None
+            }
+            Form::Sync => Some(self.send_sync().wait()),
+        }
+    }
+
+    /// Send the buf to its device for somebody who waits for it later.
+    pub fn send_sync(self) -> Sent {
+        Sent(self.start(sys::bdone))
+    }
+
+    /// Send the buf, which belongs to the disk until `iodone` has been called.
+    fn start(self, iodone: unsafe extern "C" fn(*mut sys::buf)) -> NonNull<sys::buf> {
         let this = ManuallyDrop::new(self);
         let bp = this.0.as_ptr();
-        // SAFETY: the header is complete (`address`); from bstrategy() on an
-        // async buf is not ours, and nothing here touches it after.
+        // SAFETY: the header is complete (`address`); from bstrategy() on the
+        // buf is not ours, and nothing here touches it after.
         unsafe {
             let bytes = (*bp).b_bcount as c_int;
             (*bp).b_flags &= !BufFlags::DONE.bits();
@@ -579,21 +608,10 @@ impl Pbuf {
             (*bp).b_dirtyoff = systm::uptime_us() as u32 as c_int;
             sys::shim_runningbuf_claim(bp, bytes);
             sys::shim_VM_CNT_VNODE_IN((*bp).b_npages as u32);
-            match form {
-                Form::Async(iodone) => {
-                    (*bp).b_iodone = Some(*iodone);
-                    this.give_up();
-                    sys::shim_bstrategy(bp);
-                    None
-                }
-                Form::Sync => {
-                    (*bp).b_iodone = Some(sys::bdone);
-                    sys::shim_bstrategy(bp);
-                    sys::bwait(bp, sys::PVM as u8, c"appgin".as_ptr());
-                    Some(ManuallyDrop::into_inner(this))
-                }
-            }
+            (*bp).b_iodone = Some(iodone);
+            sys::shim_bstrategy(bp);
         }
+        this.0
     }
 
     /// Let the buf's lock belong to no thread: this one goes on without it.
@@ -702,6 +720,11 @@ impl Pbuf {
         true
     }
 
+    /// Where on the device the buf reads from, in units of DEV_BSIZE.
+    pub fn blkno(&self) -> i64 {
+        self.buf().b_blkno
+    }
+
     /// Bytes that the buf asked the device for.
     pub fn bytes(&self) -> u32 {
         self.buf().b_bcount.max(0) as u32
@@ -712,6 +735,34 @@ impl Pbuf {
         // SAFETY: while the buf's pages are busied the vnode's object, and
         // with it the vnode, waits for them.
         NonNull::new(self.buf().b_vp).map(|vp| unsafe { Vnode::new(vp) })
+    }
+}
+
+/// A buf that the disk has and that somebody waits for: whoever drops this, if
+/// nobody has before.
+///
+/// # Invariants
+///
+/// The buf was sent with bdone() as its `b_iodone`, and nobody has had it since.
+pub struct Sent(NonNull<sys::buf>);
+
+impl Sent {
+    /// Sleep until the I/O is over.
+    pub fn wait(self) -> Pbuf {
+        ManuallyDrop::new(self).come_back()
+    }
+
+    fn come_back(&self) -> Pbuf {
+        // SAFETY: bdone() says when the I/O is over, by the invariant; then
+        // the buf is its waiter's.
+        unsafe { sys::bwait(self.0.as_ptr(), sys::PVM as u8, c"appgin".as_ptr()) };
+        Pbuf(self.0)
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        drop(self.come_back());
     }
 }
 
@@ -819,7 +870,7 @@ impl Parts {
         mut self,
         lead: Pbuf,
         form: &Form,
-        sending: impl Fn(&Pbuf),
+        sending: impl Fn(&mut Pbuf),
         mut arrived: impl FnMut(Pbuf),
     ) {
         let own = self.is_empty();
@@ -829,8 +880,8 @@ impl Parts {
         let lead = ManuallyDrop::new(lead).0;
         Pbuf::outstanding(lead).store(if own { 1 } else { self.len }, Ordering::Release);
         if own {
-            let part = Pbuf(lead);
-            sending(&part);
+            let mut part = Pbuf(lead);
+            sending(&mut part);
             if let Some(part) = part.send(form) {
                 arrived(part);
             }
@@ -838,7 +889,7 @@ impl Parts {
         }
         while let Some(mut part) = self.pop() {
             part.buf_mut().b_fsprivate1 = lead.as_ptr().cast();
-            sending(&part);
+            sending(&mut part);
             if let Some(part) = part.send(form) {
                 arrived(part);
             }
@@ -849,13 +900,13 @@ impl Parts {
 impl Parts {
     /// Send more parts of the request that `part` belongs to, and which has
     /// not arrived yet itself.
-    pub fn join(mut self, part: &Pbuf, form: &Form, sending: impl Fn(&Pbuf)) {
+    pub fn join(mut self, part: &Pbuf, form: &Form, sending: impl Fn(&mut Pbuf)) {
         let lead = part.buf().b_fsprivate1;
         let Some(counted) = NonNull::new(lead.cast()) else { return };
         Pbuf::outstanding(counted).fetch_add(self.len, Ordering::AcqRel);
         while let Some(mut part) = self.pop() {
             part.buf_mut().b_fsprivate1 = lead;
-            sending(&part);
+            sending(&mut part);
             let _async = part.send(form);
         }
     }

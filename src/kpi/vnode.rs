@@ -154,8 +154,17 @@ impl<'a> Vnode<'a> {
         unsafe { sys::shim_block_in_memory(self.0.as_ptr(), lbn) }
     }
 
+    /// Have a block of the file, an indirect one if `lbn` is negative, read
+    /// from `blkno`, in units of DEV_BSIZE, into the buffer cache. May sleep
+    /// for a buffer, not for the disk unless somebody else is reading the block.
+    pub fn read_block(&self, lbn: i64, blkno: i64) {
+        // SAFETY: a live vnode, locked by this thread, which may sleep.
+        unsafe { sys::shim_read_block(self.0.as_ptr(), lbn, blkno) };
+    }
+
     /// How the file's indirect blocks read; `None` for a snapshot, whose
-    /// pointers mean more than places.
+    /// pointers mean more than places, and on an untrusted mount, where each
+    /// would have to be checked.
     pub fn pointers(&self) -> Option<Pointers> {
         let mut map = sys::shim_map { nindir: 0, bptrtodb: 0, seqinc: 0, wide: false };
         // SAFETY: a live vnode of FFS, whose mount stays as long.
@@ -166,6 +175,12 @@ impl<'a> Vnode<'a> {
             step: u64::from(map.seqinc),
             wide: map.wide,
         })
+    }
+
+    /// The size of the file's filesystem, in units of DEV_BSIZE.
+    pub fn fs_blocks(&self) -> i64 {
+        // SAFETY: a live vnode of FFS, whose mount keeps its superblock.
+        unsafe { sys::shim_fs_blocks(self.0.as_ptr()) }
     }
 
     pub(super) fn address(&self) -> NonNull<sys::vnode> {

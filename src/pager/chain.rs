@@ -71,7 +71,7 @@ fn place(vnode: Vnode<'_>) -> Option<Place<'_>> {
 /// device, that is not in memory. `None` unless the disk would have to be
 /// read to find the block, and everything from that stage down is on the disk
 /// only.
-fn missing(vnode: Vnode<'_>, lbn: u64) -> Option<(Path, (usize, i64))> {
+pub fn missing(vnode: Vnode<'_>, lbn: u64) -> Option<(Path, (usize, i64))> {
     let path = Path::new(lbn, vnode.pointers()?.per_block)?;
     let stages = path.stages();
     let (level, stage) =
@@ -152,8 +152,8 @@ fn aim(chain: &mut Pbuf, level: usize, blkno: i64, offset: u64) {
 }
 
 /// Send the buf that reads the map.
-fn read_on(chain: Pbuf) {
-    submit::sent(&chain);
+fn read_on(mut chain: Pbuf) {
+    submit::sent(&mut chain);
     chain.send(&Form::Async(iodone));
 }
 

@@ -53,8 +53,8 @@ pub unsafe extern "C" fn iodone(bp: *mut sys::buf) {
     }
 }
 
-fn send_again(part: Pbuf) {
-    latency::sent(&part);
+fn send_again(mut part: Pbuf) {
+    latency::sent(&mut part);
     part.send(&Form::Async(iodone));
 }
 
@@ -78,7 +78,7 @@ pub fn complete(mut part: Pbuf, form: &Form) -> Progress {
             later(part, send_again);
             return Progress::SentAgain;
         }
-        latency::sent(&part);
+        latency::sent(&mut part);
         match part.send(form) {
             Some(again) => {
                 latency::came_back(&again);

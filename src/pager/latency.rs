@@ -107,22 +107,17 @@ fn take_over(id: usize) -> &'static Entry {
 }
 
 /// A buf is on its way.
-pub fn sent(part: &Pbuf) {
-    if let Some(device) = part.device() {
-        entry(device.id()).in_flight.fetch_add(1, Ordering::Relaxed);
-    }
+pub fn sent(part: &mut Pbuf) {
+    let Some(device) = part.device() else { return };
+    let before = entry(device.id()).in_flight.fetch_add(1, Ordering::Relaxed);
+    // Behind a queue, a buf's time says more about the queue.
+    part.set_first(before <= ALONE);
 }
 
-/// A buf has come back.
+/// A buf has come back just now.
 pub fn came_back(part: &Pbuf) {
-    let Some(device) = part.device() else { return };
-    let entry = entry(device.id());
-    // An entry may have been taken over meanwhile.
-    let less = |n: u32| n.checked_sub(1);
-    let before = entry.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    let others = before.unwrap_or(1).saturating_sub(1);
-    // With a queue before it, a buf's time says more about the queue.
-    if others <= ALONE {
+    let Some(entry) = left(part) else { return };
+    if part.was_first() {
         let took = part.took_us();
         LAST_US.store(entry.all.add(took), Ordering::Relaxed);
         if part.bytes() <= SMALL {
@@ -131,7 +126,21 @@ pub fn came_back(part: &Pbuf) {
     }
 }
 
-/// Bufs beside which one still counts as alone.
+/// A buf has come back some time ago.
+pub fn came_back_before(part: &Pbuf) {
+    let _ = left(part);
+}
+
+/// One buf less is on its way to its device.
+fn left(part: &Pbuf) -> Option<&'static Entry> {
+    let entry = entry(part.device()?.id());
+    // An entry may have been taken over meanwhile.
+    let less = |n: u32| n.checked_sub(1);
+    let _ = entry.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    Some(entry)
+}
+
+/// Bufs behind which one still counts as alone.
 const ALONE: u32 = 1;
 
 /// An average that falls fast and rises slowly: what takes longer than usual

@@ -11,10 +11,14 @@
 //! stream makes room for a new one. Nothing here keeps a file: a stream knows
 //! it by name only, and a file is held while a window of it is being sent.
 
+pub mod guess;
 pub mod stream;
 pub mod window;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+};
 
 use self::{
     stream::{Fit, Limits, Pace, Stream},
@@ -38,6 +42,8 @@ use crate::{
 
 /// `vfs.asyncpager.readahead.enabled`.
 pub static ENABLED: AtomicBool = AtomicBool::new(true);
+/// `vfs.asyncpager.readahead.guess`: whether to [`guess`].
+pub static GUESS: AtomicBool = AtomicBool::new(true);
 /// `vfs.asyncpager.readahead.max`: bytes that are read ahead of one stream.
 pub static MAX: Limit = Limit::new(64 << 20, 1 << 16, 1 << 30);
 /// `vfs.asyncpager.readahead.initial`: bytes that a stream begins with.
@@ -254,7 +260,8 @@ pub fn failed(tag: usize) {
 }
 
 impl Slot {
-    fn wants(&self, now: u64) -> Option<core::ops::Range<u64>> {
+    /// The pages to read now, and how far to go on while the block map is read.
+    fn wants(&self, now: u64) -> Option<(Range<u64>, u64)> {
         if self.reading || !is_worth_hiding(self.device) {
             return None;
         }
@@ -263,7 +270,9 @@ impl Slot {
         let live: u32 =
             LIVE.iter().take(words).map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
         let room = window::room() / 2 / live.max(1);
-        self.stream.want(self.file, room, now, pace(self.device), limits())
+        let (pace, limits) = (pace(self.device), limits());
+        let range = self.stream.want(self.file, room, now, pace, limits)?;
+        Some((range, self.stream.reach(self.file, room, pace, limits)))
     }
 
     /// Where the consumer is now: behind the last wired page. Gives how many
@@ -312,29 +321,30 @@ impl Work for Set {
             if STOPPED.load(Ordering::Acquire) || !ENABLED.load(Ordering::Relaxed) {
                 return;
             }
-            let (identity, range, generation, unmapped) = {
+            let (identity, wanted, generation, unmapped) = {
                 let mut slots = self.slots.lock();
                 let Some(Some(slot)) = slots.get_mut(way) else { continue };
-                let (range, unmapped) = (slot.wants(systm::uptime_us()), slot.unmapped.take());
-                slot.reading |= range.is_some();
-                (slot.identity, range, slot.generation, unmapped)
+                let (wanted, unmapped) = (slot.wants(systm::uptime_us()), slot.unmapped.take());
+                if let Some((range, _)) = &wanted {
+                    slot.reading = true;
+                    slot.stream.reading(range);
+                }
+                (slot.identity, wanted, slot.generation, unmapped)
             };
             if let Some(page) = unmapped {
                 window::look_up(identity, page);
             }
-            let Some(range) = range else { continue };
+            let Some((range, reach)) = wanted else { continue };
             let tag = (self.index * WAYS + way) | (generation as usize) << 32;
             let from = range.start;
             let window::Outcome { to, new, why } =
-                window::read(identity, range, tag, IN_FLIGHT.get());
+                window::read(identity, range, reach, tag, IN_FLIGHT.get());
             stats::WINDOWS.add(1);
             let mut slots = self.slots.lock();
             let Some(place) = slots.get_mut(way) else { continue };
             if let Some(slot) = place.as_mut().filter(|slot| slot.generation == generation) {
                 slot.reading = false;
-                if to > from {
-                    slot.stream.read(from..to, new, systm::uptime_us());
-                }
+                slot.stream.read(from..to, new, systm::uptime_us());
                 match why {
                     None => {}
                     Some(Why::Gone) => *place = None,

@@ -165,10 +165,12 @@ impl Stream {
         stream
     }
 
-    /// Who goes so far from a file's beginning is trusted to go on, and so is
-    /// who has come as far as a first window from anywhere.
+    /// Who goes so far from a file's beginning is trusted to go on, and so is,
+    /// anywhere, who wants as much as a wish can say (sendfile(2) cuts it off
+    /// at maxphys), or has come as far as a first window.
     fn trust(&mut self, pace: Pace, limits: Limits) {
-        let begins = self.origin == 0 && self.wanted >= WHOLE;
+        let wanted = self.wanted.saturating_sub(self.origin);
+        let begins = self.origin == 0 && wanted >= WHOLE || wanted > u64::from(limits.chunk);
         let came = self.front.saturating_sub(self.origin) >= u64::from(limits.initial);
         if self.trusted || !(begins || came) {
             return;
@@ -355,9 +357,8 @@ impl Stream {
         if self.end >= pages {
             return None;
         }
-        let rate = if self.rate > 0 { self.rate } else { pace.rate };
-        let target = hidden(rate, pace).saturating_add(limits.chunk).min(self.window);
-        let target = u64::from(target.min(limits.max).min(room));
+        let rate = self.rate_or(pace);
+        let target = self.target(room, pace, limits);
         let lead = self.end.saturating_sub(self.front);
         let step = u64::from(limits.chunk).min(target / 2).max(1);
         if target == 0 || lead.saturating_add(step) > target {
@@ -368,9 +369,9 @@ impl Stream {
         let latency_us = u64::from(pace.latency_us);
         let soon = uses(latency_us);
         // One that waits for a disk itself gets its data first, and the window
-        // as much later as it is sent later and takes to be moved.
+        // as much later as it is sent later, and a little for being moved.
         let asked_us = now_us.saturating_sub(self.asked_us);
-        let after_us = if self.stalled { asked_us + latency_us / 8 } else { latency_us };
+        let after_us = if self.stalled { asked_us + latency_us / 64 } else { latency_us };
         // One gap before it keeps the consumer long enough.
         // One that waits for the block map gets its data with the window.
         let early = lead < uses(after_us.min(latency_us));
@@ -386,15 +387,43 @@ impl Stream {
         (start < end).then_some(start..end)
     }
 
+    /// How far it may be read, in a file of `pages`, while a thread waits for
+    /// the block map: until that is over nothing else of it is.
+    pub fn reach(&self, pages: u64, room: u32, pace: Pace, limits: Limits) -> u64 {
+        self.front.saturating_add(self.target(room, pace, limits)).min(self.goal(pages))
+    }
+
+    /// Pages to have before the consumer.
+    fn target(&self, room: u32, pace: Pace, limits: Limits) -> u64 {
+        let hidden = hidden(self.rate_or(pace), pace).saturating_add(limits.chunk);
+        u64::from(hidden.min(self.window).min(limits.max).min(room))
+    }
+
+    fn rate_or(&self, pace: Pace) -> u32 {
+        if self.rate > 0 { self.rate } else { pace.rate }
+    }
+
+    /// The pages of `range` are about to be read; those left out before it
+    /// are the consumer's to ask for.
+    pub fn reading(&mut self, range: &core::ops::Range<u64>) {
+        if range.start >= self.gap_end && range.start > self.end {
+            (self.gap, self.gap_end, self.gap_asked) = (self.end, range.start, false);
+        }
+    }
+
     /// The pages of `range` are there or on their way, `new` of them for this
-    /// stream.
+    /// stream; none of what it said to [`Stream::reading`] if it is empty.
     pub fn read(&mut self, range: core::ops::Range<u64>, new: u32, now_us: u64) {
+        if range.is_empty() {
+            if !self.gap_asked {
+                self.gap_end = self.gap;
+            }
+            return;
+        }
         self.read_us = now_us;
         self.unused = self.unused.saturating_add(new);
         if range.start < self.gap_end {
             self.gap = self.gap.max(range.end);
-        } else if range.start > self.end {
-            (self.gap, self.gap_end, self.gap_asked) = (self.end, range.start, false);
         }
         self.end = self.end.max(range.end);
     }
@@ -428,6 +457,14 @@ mod tests {
         Ask { first, count, wish: ahead, ahead, unmapped: false }
     }
 
+    impl Stream {
+        /// A window from its beginning to its end.
+        fn has_read(&mut self, range: core::ops::Range<u64>, new: u32, now: u64) {
+            self.reading(&range);
+            self.read(range, new, now);
+        }
+    }
+
     fn whole(rate: u32) -> Stream {
         let pace = Pace { rate, ..SLOW };
         Stream::begin(Ask { wish: 4000, ..ask(0, 16, 240) }, 0, pace, LIMITS)
@@ -454,7 +491,7 @@ mod tests {
             let most =
                 (30_000 * u64::from(pace.latency_us / 4 + 4 * pace.poll_us) / 500_000).max(256);
             assert!(want.end - want.start <= most, "{want:?}");
-            stream.read(want, 0, now);
+            stream.has_read(want, 0, now);
             now += 2_000;
         }
         // 30 ms at 30,000 pages a second, two and a half times, less a step.
@@ -470,7 +507,7 @@ mod tests {
         let early = stream.want(FILE, 9999, 20_000, pace, LIMITS).unwrap();
         let late = stream.want(FILE, 9999, 900_000, pace, LIMITS).unwrap();
         assert_eq!(early, late);
-        stream.read(late, 0, 900_000);
+        stream.has_read(late, 0, 900_000);
     }
 
     #[test]
@@ -489,7 +526,7 @@ mod tests {
     #[test]
     fn waiting_for_a_disk_is_no_rate() {
         let mut stream = whole(SLOW.rate);
-        stream.read(256..4000, 3744, 0);
+        stream.has_read(256..4000, 3744, 0);
         // The first data have come after 30 ms.
         stream.seen(40, 30_000, SLOW, LIMITS);
         assert_eq!(stream.rate(), 0);
@@ -550,29 +587,38 @@ mod tests {
 
     #[test]
     fn what_a_caller_wants_is_read_and_no_more() {
-        // Somewhere in a file, a caller wants 512 pages, 64 of them now.
-        let far = Ask { wish: 448, unmapped: true, ..ask(5000, 64, 0) };
+        // Somewhere in a file, a caller wants 256 pages, 64 of them now.
+        let far = Ask { wish: 192, unmapped: true, ..ask(5000, 64, 0) };
         let mut stream = Stream::begin(far, 0, SLOW, LIMITS);
         let mut now = 0;
         while let Some(want) = stream.want(FILE, 9999, now, SLOW, LIMITS) {
             // It waits for the block map: no gap is left.
             assert_eq!(want.start, stream.end());
-            stream.read(want, 0, now);
+            stream.has_read(want, 0, now);
             now += 2_000;
         }
-        assert!(stream.end() <= 5512 && stream.end() > 5256, "{}", stream.end());
-        assert!(!stream.sure && stream.goes_on(FILE) == (stream.end() < 5512));
-        stream.seen(5500, now, SLOW, LIMITS);
+        assert!(stream.end() <= 5256 && stream.end() > 5128, "{}", stream.end());
+        assert!(!stream.sure && stream.goes_on(FILE) == (stream.end() < 5256));
+        stream.seen(5250, now, SLOW, LIMITS);
         while let Some(want) = stream.want(FILE, 9999, now, SLOW, LIMITS) {
-            stream.read(want, 0, now);
+            stream.has_read(want, 0, now);
             now += 2_000;
         }
-        assert!((5500..=5512).contains(&stream.end()), "{}", stream.end());
+        assert!((5250..=5256).contains(&stream.end()), "{}", stream.end());
         // Once it has gone on, it is followed.
         let at = stream.end();
-        assert_eq!(stream.missed(ask(at, 64, 0), now + LATER, SLOW, LIMITS), Fit::RanOut);
+        assert_eq!(stream.missed(ask(at, 64, 192), now + LATER, SLOW, LIMITS), Fit::RanOut);
         assert!(stream.want(FILE, 9999, now + LATER, SLOW, LIMITS).is_some());
         assert!(stream.trusted && stream.goes_on(FILE));
+    }
+
+    #[test]
+    fn who_wants_as_much_as_can_be_wanted_is_trusted_anywhere() {
+        let far = |wish| Ask { wish, ..ask(5000, 64, 0) };
+        assert!(!Stream::begin(far(192), 0, SLOW, LIMITS).trusted);
+        let stream = Stream::begin(far(LIMITS.chunk), 0, SLOW, LIMITS);
+        assert!(stream.trusted && stream.goes_on(FILE) && stream.window >= LIMITS.initial);
+        assert_eq!(stream.has_used_first_window(), Some(false));
     }
 
     #[test]
@@ -585,7 +631,7 @@ mod tests {
         assert_eq!((stream.window, stream.front()), (before.window, 384));
         assert_eq!(stream.missed(ask(300, 16, 0), 3 * LATER, SLOW, LIMITS), Fit::No);
         // A long call is seen at its end before it asks for a gap in its middle.
-        stream.read(500..900, 400, 3 * LATER);
+        stream.has_read(500..900, 400, 3 * LATER);
         stream.seen(800, 3 * LATER, SLOW, LIMITS);
         assert_eq!(stream.missed(ask(390, 16, 0), 3 * LATER, SLOW, LIMITS), Fit::Gap);
         assert_eq!(stream.front(), 800);
@@ -594,12 +640,12 @@ mod tests {
     #[test]
     fn lost_pages_shrink_the_window() {
         let mut stream = whole(30_000);
-        stream.read(stream.end()..3000, 2744, 0);
+        stream.has_read(stream.end()..3000, 2744, 0);
         let before = stream.window;
         assert_eq!(stream.missed(ask(500, 16, 0), LATER, SLOW, LIMITS), Fit::Lost);
         assert_eq!((stream.window, stream.end(), stream.unused()), (before / 2, 516, 0));
         for _ in 0..20 {
-            stream.read(stream.end()..stream.front() + 100, 100, 1);
+            stream.has_read(stream.end()..stream.front() + 100, 100, 1);
             let _ = stream.missed(ask(stream.front(), 16, 0), LATER, SLOW, LIMITS);
         }
         assert!(stream.window >= 1);
@@ -614,14 +660,14 @@ mod tests {
         assert_eq!(first.end - first.start, 256);
         let want = stream.want(FILE, 9999, 40_000, pace, LIMITS).unwrap();
         assert_eq!(want.start, 256 + 32);
-        stream.read(want.clone(), (want.end - want.start) as u32, 0);
+        stream.has_read(want.clone(), (want.end - want.start) as u32, 0);
         // The consumer asks for the gap, in as many calls as it likes.
         let before = stream;
         assert_eq!(stream.missed(ask(256, 20, 0), LATER, pace, LIMITS), Fit::Gap);
         // What is left of it comes with the first.
         assert_eq!(stream.want(FILE, 9999, LATER, pace, LIMITS), Some(276..288));
         let mut other = stream;
-        other.read(276..288, 12, LATER);
+        other.has_read(276..288, 12, LATER);
         assert!(other.want(FILE, 9999, LATER, pace, LIMITS).is_none_or(|w| w.start == other.end()));
         assert_eq!(stream.missed(ask(276, 12, 0), LATER, pace, LIMITS), Fit::Gap);
         assert_eq!((stream.window, stream.end()), ((before.window * 2).min(LIMITS.max), want.end));
@@ -631,6 +677,39 @@ mod tests {
         let pace = Pace { latency_us: 20_000, ..pace };
         stream.seen(want.end - 700, 2, SLOW, LIMITS);
         assert_eq!(stream.want(FILE, 9999, 0, pace, LIMITS).unwrap().start, want.end);
+    }
+
+    #[test]
+    fn a_gap_can_be_asked_for_while_its_window_is_read() {
+        let mut stream = whole(30_000);
+        let pace = Pace { rate: 30_000, ..SLOW };
+        let want = stream.want(FILE, 9999, 40_000, pace, LIMITS).unwrap();
+        assert_eq!((want.start, want.end > 288), (288, true));
+        stream.reading(&want);
+        assert_eq!(stream.missed(ask(256, 20, 0), LATER, pace, LIMITS), Fit::Gap);
+        let mut failed = stream;
+        stream.read(want.clone(), (want.end - want.start) as u32, LATER);
+        assert_eq!(stream.want(FILE, 9999, LATER, pace, LIMITS), Some(276..288));
+        assert_eq!(stream.end(), want.end);
+        // Nor does it matter that there was no window after all.
+        failed.read(288..288, 0, LATER);
+        assert_eq!(failed.want(FILE, 9999, LATER, pace, LIMITS), Some(276..288));
+        // Without that the gap is none any more.
+        let mut stream = whole(30_000);
+        stream.reading(&want);
+        stream.read(288..288, 0, LATER);
+        let again = stream.want(FILE, 9999, 40_000, pace, LIMITS).unwrap();
+        assert_eq!(again.start, stream.end());
+    }
+
+    #[test]
+    fn while_the_block_map_is_read_it_goes_on_to_the_window_s_end() {
+        let stream = whole(30_000);
+        let pace = Pace { rate: 30_000, ..SLOW };
+        // Two and a half times 30 ms.
+        assert_eq!(stream.reach(FILE, 9999, pace, LIMITS), 16 + 2250);
+        assert_eq!(stream.reach(FILE, 700, pace, LIMITS), 16 + 700);
+        assert_eq!(stream.reach(600, 9999, pace, LIMITS), 600);
     }
 
     #[test]
@@ -648,8 +727,8 @@ mod tests {
 
     #[test]
     fn who_is_seen_to_go_so_far_is_trusted() {
-        let mut stream = Stream::begin(ask(5000, 64, 192), 0, SLOW, LIMITS);
-        assert_eq!(stream.missed(ask(5256, 64, 192), LATER, SLOW, LIMITS), Fit::RanOut);
+        let mut stream = Stream::begin(ask(5000, 64, 100), 0, SLOW, LIMITS);
+        assert_eq!(stream.missed(ask(5164, 64, 0), LATER, SLOW, LIMITS), Fit::RanOut);
         assert!(!stream.trusted);
         stream.seen(5000 + u64::from(LIMITS.initial), 2 * LATER, SLOW, LIMITS);
         assert!(stream.trusted && stream.window >= LIMITS.initial);
@@ -689,7 +768,7 @@ mod tests {
                     let most = u64::from(rate) * pause_us / 500_000;
                     prop_assert!(u64::from(new) <= most.max(u64::from(LIMITS.chunk)), "{}", new);
                     read += u64::from(new);
-                    stream.read(want, new, now);
+                    stream.has_read(want, new, now);
                 }
                 prop_assert!(stream.front() <= stream.end());
                 prop_assert!(stream.window <= LIMITS.max);

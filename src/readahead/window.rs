@@ -3,6 +3,7 @@
 
 use core::{ops::Range, ptr::NonNull};
 
+use super::guess::Guess;
 use crate::{
     kpi::{
         buf::{Form, Pbuf, Transfer},
@@ -49,12 +50,19 @@ pub struct Outcome {
 }
 
 /// Read the pages of `range` that are not there, in as few bufs as the disk's
-/// layout allows.
+/// layout allows; up to `reach` where the block map has to be read first.
 ///
-/// Called in a thread that may sleep: for the block map, never for the data.
-pub fn read(identity: Identity, range: Range<u64>, tag: usize, in_flight: u32) -> Outcome {
+/// Called in a thread that may sleep: for the block map, and for data that
+/// the disk has been asked for together with it.
+pub fn read(
+    identity: Identity,
+    range: Range<u64>,
+    reach: u64,
+    tag: usize,
+    in_flight: u32,
+) -> Outcome {
     let mut outcome = Outcome { to: range.start, new: 0, why: None };
-    let walked = within(identity, |place| walk(place, range, tag, in_flight, &mut outcome));
+    let walked = within(identity, |place| walk(place, range, reach, tag, in_flight, &mut outcome));
     outcome.why = walked.and_then(|walked| walked).err();
     outcome
 }
@@ -86,6 +94,7 @@ fn within<T>(identity: Identity, f: impl FnOnce(&Place<'_>) -> T) -> Result<T, W
 fn walk(
     place: &Place<'_>,
     range: Range<u64>,
+    reach: u64,
     tag: usize,
     in_flight: u32,
     outcome: &mut Outcome,
@@ -101,7 +110,16 @@ fn walk(
             return Err(Why::Saturated);
         }
         let position = outcome.to.saturating_mul(PAGE);
+        let guess = Guess::begin(place, outcome.to..end.max(reach.min(file.pages)));
         let map = vnode.bmap(place.lbn(outcome.to)).map_err(|_| Why::NoMap)?;
+        if let Some(guess) = guess {
+            let (to, new) = guess.judge(place);
+            outcome.new = outcome.new.saturating_add(new);
+            if to > outcome.to {
+                outcome.to = to;
+                continue;
+            }
+        }
         let stop = end.saturating_mul(PAGE);
         let none = Wishes::default();
         match plan::step(file, geometry, position, stop, extent(map), false, none) {
@@ -130,9 +148,21 @@ fn bring(place: &Place<'_>, page: u64) {
     }
 }
 
-/// One buf with what of `run` is not there yet. Gives the pages that are there
-/// already, and those behind them that are on their way; at least one of both.
+/// Send one buf with what of `run` is not there yet. Gives the pages that are
+/// there already, and those behind them that are on their way; at least one of
+/// both.
 fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, u32), Why> {
+    let (there, Some(mut part)) = load(place, run)? else { return Ok((run.pages(), 0)) };
+    let new = part.ahead();
+    part.hold_object(&place.object, tag);
+    submit::sent(&mut part);
+    part.send(&Form::Async(iodone));
+    Ok((there, new))
+}
+
+/// Load one buf with what of `run` is not there yet, but for so many pages
+/// that are there already; none if all are.
+pub fn load(place: &Place<'_>, run: Run) -> Result<(u32, Option<Pbuf>), Why> {
     if room() < run.pages() {
         return Err(Why::NoMemory);
     }
@@ -145,7 +175,7 @@ fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, u32), Why> {
     drop(locked);
     let new = part.ahead();
     if new == 0 {
-        return if rest == 0 { Ok((there, 0)) } else { Err(Why::NoMemory) };
+        return if rest == 0 { Ok((there, None)) } else { Err(Why::NoMemory) };
     }
     let skipped = u64::from(there) * (PAGE / DEV_BSIZE);
     let run = Run {
@@ -156,12 +186,9 @@ fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, u32), Why> {
     };
     let (blkno, bytes) = run.transfer(place.file, place.geometry, 0, 0);
     submit::address(place, &mut part, Transfer { blkno, bytes, page_offset: 0 });
-    part.hold_object(&place.object, tag);
     stats::PAGES_WINDOW.add(new);
     stats::WINDOW_BUFS.add(1);
-    submit::sent(&part);
-    part.send(&Form::Async(iodone));
-    Ok((there, new))
+    Ok((there, Some(part)))
 }
 
 /// Pages that may be allocated for nobody in particular: those that are free

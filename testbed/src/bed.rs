@@ -78,10 +78,43 @@ impl Bed {
         size: u64,
         unmapped: bool,
     ) -> Arc<File> {
+        let mut top = self.top.lock().unwrap();
+        self.planted(path, block, map, size, unmapped, &mut top)
+    }
+
+    /// The same, with its indirect blocks below byte `top` of the disk.
+    pub fn planted(
+        &self,
+        path: &str,
+        block: u64,
+        map: &[Option<u64>],
+        size: u64,
+        unmapped: bool,
+        top: &mut usize,
+    ) -> Arc<File> {
         let map: Vec<_> = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
-        let indirect = Indirect::plant(&self.disk, &mut self.top.lock().unwrap(), &map, block);
+        let indirect = Indirect::plant(&self.disk, top, &map, block);
         let inode = Inode { path: path.into(), number: 4, size, map, indirect };
         self.open(inode, Mount { block, unmapped, bmap: Bmap::Good }, true)
+    }
+
+    /// The same, but as FFS lays a file out: behind the blocks of `map` that are
+    /// in the inode there is the indirect block, and behind that all others.
+    pub fn straight(
+        &self,
+        path: &str,
+        block: u64,
+        map: &[Option<u64>],
+        size: u64,
+        unmapped: bool,
+    ) -> Arc<File> {
+        let mut top = self.top.lock().unwrap();
+        let direct = map.len().min(12);
+        let first = *top as u64 / block - (map.len() - direct) as u64;
+        *top = (first * block) as usize;
+        let rest = (first..).map(Some);
+        let map: Vec<_> = map.iter().take(direct).copied().chain(rest).take(map.len()).collect();
+        self.planted(path, block, &map, size, unmapped, &mut top)
     }
 
     /// Take a file away in the middle of its use, and open it anew.

@@ -5,9 +5,13 @@
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Mutex,
+    time::Duration,
 };
 
-use crate::disk::{self, Disk};
+use crate::{
+    disk::{self, Disk},
+    schedule,
+};
 
 /// Blocks whose places are in the inode.
 const DIRECT: u64 = 12;
@@ -105,26 +109,63 @@ impl Indirect {
 
 /// Which of a file's indirect blocks are in the buffer cache.
 #[derive(Debug, Default)]
-pub struct Cache(Mutex<HashSet<i64>>);
+pub struct Cache(Mutex<Blocks>);
+
+#[derive(Debug, Default)]
+struct Blocks {
+    there: HashSet<i64>,
+    /// On their way, without anybody waiting.
+    reading: HashSet<i64>,
+}
 
 impl Cache {
     /// Whether this one is; all are of a file whose map is always at hand.
     pub fn has(&self, indirect: &Indirect, number: i64) -> bool {
-        indirect.blocks.is_empty() || self.0.lock().unwrap().contains(&number)
+        indirect.blocks.is_empty() || self.0.lock().unwrap().there.contains(&number)
+    }
+
+    /// Wait until nobody is reading this one; whether it is there.
+    pub fn settle(&self, indirect: &Indirect, number: i64) -> bool {
+        let reading = || self.0.lock().unwrap().reading.contains(&number);
+        if reading() {
+            disk::waits("bwait");
+        }
+        while reading() {
+            if !schedule::pump() {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
+        self.has(indirect, number)
+    }
+
+    /// It is on its way.
+    pub fn begin(&self, number: i64) {
+        self.0.lock().unwrap().reading.insert(number);
+    }
+
+    /// It has come, or not.
+    pub fn end(&self, number: i64, there: bool) {
+        let mut blocks = self.0.lock().unwrap();
+        blocks.reading.remove(&number);
+        if there {
+            blocks.there.insert(number);
+        }
     }
 
     /// Bring in all that lead to `lbn`, waiting for each that is not there.
     pub fn bring(&self, disk: &Disk, indirect: &Indirect, lbn: u64, block: u64) -> disk::Outcome {
-        for number in indirect.on_the_way(lbn).filter(|number| !self.has(indirect, *number)) {
-            let start = indirect.place(number).unwrap_or(0) as u64 * 512;
-            disk.read_and_wait(start..start + block)?;
-            self.0.lock().unwrap().insert(number);
+        for number in indirect.on_the_way(lbn) {
+            if !self.settle(indirect, number) {
+                let start = indirect.place(number).unwrap_or(0) as u64 * 512;
+                disk.read_and_wait(start..start + block)?;
+                self.0.lock().unwrap().there.insert(number);
+            }
         }
         Ok(Vec::new())
     }
 
     /// The buffer cache needs the room.
     pub fn forget(&self) {
-        self.0.lock().unwrap().clear();
+        self.0.lock().unwrap().there.clear();
     }
 }

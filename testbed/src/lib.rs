@@ -24,6 +24,7 @@ mod pager;
 mod rules;
 pub mod scenario;
 mod scenario_ahead;
+mod scenario_guess;
 mod schedule;
 mod sendfile;
 pub mod serve;

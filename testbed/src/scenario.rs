@@ -21,7 +21,7 @@ use crate::{
     kernel::{Module, Options},
     locks::VnodeLocked,
     pager::{Block, swap_free, swap_out},
-    scenario_ahead,
+    scenario_ahead, scenario_guess,
     sendfile::{self, Outcome, Sending, getpages, getpages_async},
     sysctl,
     ufs::Inode,
@@ -38,7 +38,7 @@ pub type Run = fn(&mut Bed, &Path) -> Result<()>;
 
 /// All scenarios, by name.
 pub fn all() -> impl Iterator<Item = &'static (&'static str, Run)> {
-    ALL.iter().chain(scenario_ahead::ALL)
+    ALL.iter().chain(scenario_ahead::ALL).chain(scenario_guess::ALL)
 }
 
 const ALL: &[(&str, Run)] = &[

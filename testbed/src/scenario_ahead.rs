@@ -54,7 +54,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("map-others", map_others),
 ];
 
-fn ahead(name: &str) -> u64 {
+pub fn ahead(name: &str) -> u64 {
     sysctl::counters()
         .get(&format!("vfs.asyncpager.readahead.stats.{name}"))
         .copied()
@@ -63,7 +63,7 @@ fn ahead(name: &str) -> u64 {
 
 /// A disk that is slow enough for its latency to be worth hiding, and that
 /// the module has learned this about.
-fn slow(bed: &Bed, milliseconds: u64) -> Result<()> {
+pub fn slow(bed: &Bed, milliseconds: u64) -> Result<()> {
     let latency = Duration::from_millis(milliseconds).into();
     bed.disk.behave(Manners { latency, ..Manners::default() });
     let other = bed.synthetic(BLOCK, &[Some(400)], BLOCK, true);
@@ -96,7 +96,7 @@ fn check(bed: &Bed, file: &File, offset: u64, got: &[u8], len: u64) -> Result<()
     Ok(())
 }
 
-fn send(bed: &Bed, file: &File, offset: u64, len: u64, wish: i32) -> Result<()> {
+pub fn send(bed: &Bed, file: &File, offset: u64, len: u64, wish: i32) -> Result<()> {
     let sending = Sending::begin(file, offset, len, wish).context("the file is gone")?;
     finish(bed, file, sending, offset, len)
 }
@@ -109,7 +109,7 @@ fn finish(bed: &Bed, file: &File, sending: Sending, offset: u64, len: u64) -> Re
 }
 
 /// Wait until something has come about.
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
     let mut patience = Patience::seconds(20);
     let mut step = Instant::now();
     while !done() {
@@ -123,12 +123,12 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
 }
 
 /// Wait until the module's threads have done all that they were told to.
-fn settle() -> Result<()> {
+pub fn settle() -> Result<()> {
     wait_until("the module's threads are idle", taskqueue::idle)
 }
 
 /// Whether a page is there and valid.
-fn ready(file: &File, pindex: u64) -> bool {
+pub fn ready(file: &File, pindex: u64) -> bool {
     vm::resident(file.object, pindex).is_some_and(|p| !p.is_busy() && p.fields().valid != 0)
 }
 
@@ -532,14 +532,14 @@ fn begin_forgotten(file: &File, offset: u64, len: u64) -> Result<Sending> {
 }
 
 /// The same from a place that sendfile need not wait for.
-fn begin_cold(file: &File, offset: u64, len: u64) -> Result<Sending> {
+pub fn begin_cold(file: &File, offset: u64, len: u64) -> Result<Sending> {
     let waited = disk::waited();
     let sending = begin_forgotten(file, offset, len)?;
     ensure!(disk::waited() == waited, "sendfile has waited for the block map of {offset}");
     Ok(sending)
 }
 
-fn cold(bed: &Bed, file: &File, offset: u64, len: u64) -> Result<()> {
+pub fn cold(bed: &Bed, file: &File, offset: u64, len: u64) -> Result<()> {
     let sending = begin_cold(file, offset, len)?;
     finish(bed, file, sending, offset, len)
 }

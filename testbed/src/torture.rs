@@ -35,7 +35,7 @@ use crate::{
 
 const DISK: usize = 8 << 20;
 /// Bytes behind them for indirect blocks, which nobody overwrites.
-const MAPS: usize = 2 << 20;
+const MAPS: usize = 9 << 20;
 const SENDERS: u64 = 3;
 /// The path of the one file that is truncated and extended.
 const CUT: &str = "cut";
@@ -337,6 +337,9 @@ fn file(bed: &Bed, path: &str, sector: u64, rng: &mut fastrand::Rng) -> Arc<File
             (i % per_page == 0 && per_page > 1 || rng.u8(..10) > 0).then_some(at)
         })
         .collect();
+    if rng.bool() {
+        return bed.straight(path, block, &map, size, rng.bool());
+    }
     bed.named(path, block, &map, size, rng.bool())
 }
 

@@ -115,6 +115,13 @@ checks! {
     map_error: "map-error",
     map_no_pbuf: "map-no-pbuf",
     map_others: "map-others",
+    guess: "guess",
+    guess_wrong: "guess-wrong",
+    guess_luck: "guess-luck",
+    guess_error: "guess-error",
+    guess_end: "guess-end",
+    guess_off: "guess-off",
+    map_untrusted: "map-untrusted",
 }
 
 /// Images with 4, 32 and 64 KiB blocks and files of all shapes.

@@ -319,6 +319,24 @@ mutations! {
         "plan::below_eof(start, reached, eof);" => "plan::below_eof(start, u64::MAX, eof);";
     no_gap_for_the_consumer: "stream-gap", "src/readahead/stream.rs",
         "let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };" => "let gap = u64::from(late) * 0;";
+    guess_not_judged: "guess-wrong", "src/readahead/guess.rs",
+        "Step::Read(run) if run.blkno == blkno =>" => "Step::Read(run) if run.len > 0 =>";
+    guess_kept_when_wrong: "guess-wrong", "src/readahead/guess.rs",
+        "let valid = right && keep(part);" => "let valid = keep(part);";
+    guess_tried_again_at_once: "guess-wrong", "src/readahead/guess.rs",
+        "} else { 0 }, Ordering::Relaxed);" => "} else { 3 }, Ordering::Relaxed);";
+    guess_never_tried_again: "guess-luck", "src/readahead/guess.rs",
+        "before.saturating_add(1).min(3)" => "before.saturating_add(1).min(1)";
+    guess_behind_the_end: "guess-end", "src/readahead/guess.rs",
+        "> place.vnode.fs_blocks()" => "> i64::MAX - 1";
+    guess_waits_for_the_map: "guess", "src/readahead/guess.rs",
+        "place.vnode.read_block(stage.lbn, map);" => "let _ = place.vnode.bmap(place.lbn(range.start));";
+    guess_switched_off_tried: "guess-off", "src/readahead/guess.rs",
+        "bufs > 0 && super::GUESS.load(Ordering::Relaxed)" => "bufs > 0";
+    map_buffer_keeps_its_owner: "guess", "sys-headers/shim.c",
+        "vfs_busy_pages(bp, 0);\n\tBUF_KERNPROC(bp);" => "vfs_busy_pages(bp, 0);";
+    map_of_an_untrusted_mount: "map-untrusted", "sys-headers/shim.c",
+        "ump->um_check_blkno == NULL &&" => "";
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
         "Fit::Lost => &stats::PAGES_WASTED" => "Fit::Lost => &stats::RESETS";
     fast_disks_followed: "stream-switches", "src/readahead/mod.rs",

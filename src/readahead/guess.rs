@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! Pages that are read before the block map tells where they are.
+//!
+//! FFS puts a file's first indirect block behind the blocks that are in the
+//! inode, and what it leads to behind that (ffs_blkpref_ufs1()). So, while
+//! that block is being read, what most likely are the pages behind it are read
+//! too, and a file costs one latency to begin with and not two.
+//!
+//! What was read counts only if the map then says the same. The vnode is
+//! locked and the pages are busied from before the read until that is known,
+//! so that the map is true for all of this time; where it says something else
+//! the pages are freed as invalid as they were.
+
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicU8, Ordering},
+};
+
+use super::window;
+use crate::{
+    kpi::buf::{Pbuf, Sent},
+    pager::{
+        chain, complete, extent, latency,
+        plan::{self, DEV_BSIZE, PAGE, Run, Step, Wishes},
+        request::Place,
+        submit,
+    },
+    stats,
+};
+
+/// Bufs of a guess, at most.
+const BUFS: usize = 8;
+
+/// Where the pages of a range are expected, and bufs that have been sent there.
+pub struct Guess {
+    first: u64,
+    blkno: i64,
+    bufs: [Option<Sent>; BUFS],
+}
+
+impl Guess {
+    /// Have the block map read, and send bufs to where the pages of `range`
+    /// most likely are, as long as guesses come out right. `None` when the
+    /// block map is in memory, or nothing can be said. May sleep for a buffer.
+    pub fn begin(place: &Place<'_>, range: Range<u64>) -> Option<Self> {
+        let (path, (_, map)) = chain::missing(place.vnode, place.lbn(range.start))?;
+        let [stage] = path.stages() else { return None };
+        let block = place.geometry.block;
+        let inside = range.start.saturating_mul(PAGE) % block.max(1);
+        let behind = stage.index.saturating_add(1).saturating_mul(block).saturating_add(inside);
+        let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
+        let mut guess = Self { first: range.start, blkno, bufs: [const { None }; BUFS] };
+        let bufs = LUCK.bufs();
+        if bufs > 0 && super::GUESS.load(Ordering::Relaxed) {
+            // First: nothing can be told before it is there.
+            place.vnode.read_block(stage.lbn, map);
+            guess.send(place, bufs, range.end);
+        }
+        Some(guess)
+    }
+
+    fn send(&mut self, place: &Place<'_>, bufs: usize, end: u64) {
+        let mut at = self.first;
+        for buf in self.bufs.iter_mut().take(bufs) {
+            let pages = end.saturating_sub(at).min(u64::from(place.geometry.max_pages));
+            let from = at.saturating_sub(self.first).saturating_mul(PAGE / DEV_BSIZE);
+            let blkno = self.blkno.saturating_add(from as i64);
+            let whole = pages.saturating_mul(PAGE / DEV_BSIZE) as i64;
+            if pages == 0 || blkno.saturating_add(whole) > place.vnode.fs_blocks() {
+                return;
+            }
+            let (start, len) = (at.saturating_mul(PAGE), pages.saturating_mul(PAGE));
+            let run = Run { start, len, blkno, behind: 0, ahead: 0 };
+            // What cannot be had is read when the map is there.
+            let Ok((there, part)) = window::load(place, run) else { return };
+            let new = part.as_ref().map_or(0, Pbuf::ahead);
+            *buf = part.map(|mut part| {
+                stats::PAGES_GUESSED.add(new);
+                submit::sent(&mut part);
+                part.send_sync()
+            });
+            at = at.saturating_add(u64::from(there.saturating_add(new)));
+        }
+    }
+
+    /// Wait for the bufs and keep what the map, which is in memory now, says
+    /// was right. Gives the index behind the last page of what was read and
+    /// is right without a gap, and how many pages were read.
+    pub fn judge(mut self, place: &Place<'_>) -> (u64, u32) {
+        LUCK.note(is_at(place, self.first, 1, self.blkno));
+        let (mut to, mut read, mut whole) = (self.first, 0, true);
+        for part in self.bufs.iter_mut().filter_map(Option::take).map(come_back) {
+            let (first, pages) = (part.first_pindex().unwrap_or(0), part.npages());
+            let right = is_at(place, first, pages, part.blkno());
+            if !right {
+                stats::PAGES_MISTAKEN.add(pages);
+            }
+            let valid = right && keep(part);
+            whole &= valid;
+            if whole {
+                // Pages between the bufs were there before.
+                to = first.saturating_add(u64::from(pages));
+                read += pages;
+            }
+        }
+        (to, read)
+    }
+}
+
+impl Drop for Guess {
+    /// There is no map, and nothing is kept.
+    fn drop(&mut self) {
+        for part in self.bufs.iter_mut().filter_map(Option::take).map(come_back) {
+            drop(part);
+        }
+    }
+}
+
+fn come_back(sent: Sent) -> Pbuf {
+    let part = sent.wait();
+    latency::came_back_before(&part);
+    stats::IN_FLIGHT.leave();
+    part
+}
+
+/// Make what a buf has read valid. False, and nothing is there, when it could
+/// not be read.
+fn keep(mut part: Pbuf) -> bool {
+    complete::settle(&mut part).is_ok()
+}
+
+/// Whether the block map has so many pages from `pindex` on at `blkno` and
+/// just behind it. May sleep, though the map is in memory most likely.
+fn is_at(place: &Place<'_>, pindex: u64, pages: u32, mut blkno: i64) -> bool {
+    let mut at = pindex.saturating_mul(PAGE);
+    let end = at.saturating_add(u64::from(pages) * PAGE);
+    while at < end {
+        let Ok(map) = place.vnode.bmap(at / place.geometry.block.max(1)) else { return false };
+        let none = Wishes::default();
+        match plan::step(place.file, place.geometry, at, end, extent(map), false, none) {
+            Step::Read(run) if run.blkno == blkno => {
+                at = at.saturating_add(run.len);
+                blkno = blkno.saturating_add((run.len / DEV_BSIZE) as i64);
+            }
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// How guesses came out lately: 0 to 3.
+struct Luck(AtomicU8);
+
+static LUCK: Luck = Luck(AtomicU8::new(2));
+
+impl Luck {
+    /// Bufs that may be sent: none after a guess that was wrong until two in
+    /// a row would have been right, and then one at first.
+    fn bufs(&self) -> usize {
+        match self.0.load(Ordering::Relaxed) {
+            0 | 1 => 0,
+            2 => 1,
+            _ => BUFS,
+        }
+    }
+
+    fn note(&self, right: bool) {
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store(if right { before.saturating_add(1).min(3) } else { 0 }, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! Scenarios of pages that are read before the block map tells where they are.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Result, ensure};
+use asyncpager::kpi::sys;
+
+use crate::{
+    bed::Bed,
+    disk::Manners,
+    scenario::{Run, counter},
+    scenario_ahead::{ahead, cold, ready, send, settle, slow, wait_until},
+    sysctl, taskqueue,
+    vfs::File,
+    vm::{self, PAGE},
+};
+
+const P: u64 = PAGE as u64;
+const BLOCK: u64 = 32768;
+/// Blocks whose places are in the inode, and the pages of these.
+const DIRECT: u64 = 12;
+const FIRST: u64 = DIRECT * BLOCK / P;
+/// Behind what a consumer may be left to ask for itself.
+const BEHIND: u64 = FIRST + 40;
+/// Blocks of the files here.
+const BLOCKS: u64 = 200;
+const SIZE: u64 = BLOCKS * BLOCK - 700;
+/// Where on the disk they begin.
+const AT: u64 = 10;
+
+/// All of them, by name.
+pub const ALL: &[(&str, Run)] = &[
+    ("guess", guess),
+    ("guess-wrong", guess_wrong),
+    ("guess-luck", guess_luck),
+    ("guess-error", guess_error),
+    ("guess-end", guess_end),
+    ("guess-off", guess_off),
+    ("map-untrusted", map_untrusted),
+];
+
+/// A file whose indirect block is at block `indirect` of the disk, and what
+/// that leads to at block `rest`.
+fn file(bed: &Bed, indirect: u64, rest: u64) -> Arc<File> {
+    let map: Vec<_> = (AT..AT + DIRECT).chain(rest..rest + BLOCKS - DIRECT).map(Some).collect();
+    let mut top = ((indirect + 1) * BLOCK) as usize;
+    bed.planted("guess", BLOCK, &map, SIZE, true, &mut top)
+}
+
+/// As FFS lays it out.
+fn straight(bed: &Bed) -> Arc<File> {
+    file(bed, AT + DIRECT, AT + DIRECT + 1)
+}
+
+/// Somewhere else.
+fn crooked(bed: &Bed) -> Arc<File> {
+    file(bed, AT + DIRECT, AT + DIRECT + 2)
+}
+
+/// Send the beginning of a file, and wait for all that comes of it.
+fn begin(bed: &Bed, file: &File) -> Result<()> {
+    send(bed, file, 0, 16 * P, 100)?;
+    settle()?;
+    wait_until("no page is in flight", || !vm::is_paging(file.object))
+}
+
+fn busied(file: &File, pindex: u64) -> bool {
+    vm::resident(file.object, pindex).is_some_and(|page| page.is_busy())
+}
+
+/// What the first indirect block leads to is read together with it.
+fn guess(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    // A buf at first, and all of a window then.
+    for (round, last) in [FIRST + 200, FIRST + 400].into_iter().enumerate() {
+        let file = straight(bed);
+        taskqueue::hold(true);
+        send(bed, &file, 0, 16 * P, 100)?;
+        let forever = Duration::from_secs(600).into();
+        bed.disk.behave(Manners { latency: forever, ..Manners::default() });
+        taskqueue::hold(false);
+        let read = || busied(&file, BEHIND) && busied(&file, last);
+        wait_until("it is read before the block map is there", read)?;
+        bed.disk.behave(Manners { latency: Duration::from_millis(5).into(), ..Manners::default() });
+        bed.disk.hurry();
+        settle()?;
+        let there = || (BEHIND..=last).all(|pindex| ready(&file, pindex));
+        ensure!(there(), "round {round}: it is not there together with the map");
+        send(bed, &file, 0, SIZE, 0)?;
+        settle()?;
+    }
+    ensure!(ahead("mistaken") == 0, "{:?}", sysctl::counters());
+    Ok(())
+}
+
+/// Where the map says something else nothing of it is kept, and it is not
+/// tried again at once.
+fn guess_wrong(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let file = crooked(bed);
+    begin(bed, &file)?;
+    let (guessed, mistaken) = (ahead("guessed"), ahead("mistaken"));
+    ensure!(guessed > 0 && mistaken == guessed, "{:?}", sysctl::counters());
+    send(bed, &file, 0, SIZE, 0)?;
+    settle()?;
+    let file = crooked(bed);
+    begin(bed, &file)?;
+    send(bed, &file, 0, SIZE, 0)?;
+    ensure!(ahead("guessed") == guessed, "it is tried again: {:?}", sysctl::counters());
+    Ok(())
+}
+
+/// Who has been wrong tries again after having been right in silence, twice.
+fn guess_luck(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    begin(bed, &crooked(bed))?;
+    let guessed = ahead("guessed");
+    ensure!(guessed > 0, "nothing was tried: {:?}", sysctl::counters());
+    for (round, more) in [false, false, true].into_iter().enumerate() {
+        begin(bed, &straight(bed))?;
+        let tried = ahead("guessed") > guessed;
+        ensure!(tried == more, "round {round}: {:?}", sysctl::counters());
+    }
+    Ok(())
+}
+
+/// A bad sector under it fails only who needs it, and so does a map that
+/// cannot be read.
+fn guess_error(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let data = (AT + DIRECT + 1) * BLOCK + 20 * P;
+    let map = (AT + DIRECT) * BLOCK;
+    for (bad, lost) in [(data..data + 512, FIRST + 20), (map..map + BLOCK, FIRST)] {
+        let file = straight(bed);
+        let bad = vec![(bad, libc::EIO)];
+        let latency = Duration::from_millis(5).into();
+        bed.disk.behave(Manners { latency, bad, ..Manners::default() });
+        let guessed = ahead("guessed");
+        begin(bed, &file)?;
+        ensure!(ahead("guessed") > guessed, "nothing was tried: {:?}", sysctl::counters());
+        ensure!(vm::resident(file.object, lost).is_none(), "page {lost} is still there");
+        send(bed, &file, 0, FIRST * P, 0)?;
+        bed.disk.behave(Manners { latency, ..Manners::default() });
+        send(bed, &file, 0, SIZE, 0)?;
+        settle()?;
+    }
+    Ok(())
+}
+
+/// Behind the end of the filesystem nothing is read.
+fn guess_end(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let last = bed.disk.image().len() as u64 / BLOCK - 1;
+    for before in [0, 1] {
+        let file = file(bed, last - before, AT + DIRECT);
+        begin(bed, &file)?;
+        send(bed, &file, 0, SIZE, 0)?;
+        settle()?;
+    }
+    ensure!(ahead("guessed") == 0, "{:?}", sysctl::counters());
+    Ok(())
+}
+
+/// What is switched off is not tried.
+fn guess_off(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    ensure!(sysctl::number("vfs.asyncpager.readahead.guess", 0) == 0, "sysctl");
+    let file = straight(bed);
+    begin(bed, &file)?;
+    ensure!(ahead("guessed") == 0, "{:?}", sysctl::counters());
+    send(bed, &file, 0, SIZE, 0)
+}
+
+unsafe extern "C" fn checked(_: *mut sys::mount, _: u64, _: i64, _: i32) -> i32 {
+    0
+}
+
+/// On an untrusted mount the filesystem looks at each pointer itself.
+fn map_untrusted(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let (plain, untrusted) = (straight(bed), straight(bed));
+    // SAFETY: a live mount that nobody else looks at now.
+    unsafe {
+        let ump = (*(*untrusted.vnode).v_mount).mnt_data.cast::<sys::ufsmount>();
+        (*ump).um_check_blkno = Some(checked);
+    }
+    cold(bed, &plain, 20 * BLOCK, BLOCK)?;
+    let read = counter("maps_read");
+    ensure!(read > 0, "no map is read: {:?}", sysctl::counters());
+    let guessed = ahead("guessed");
+    begin(bed, &untrusted)?;
+    send(bed, &untrusted, 20 * BLOCK, BLOCK, 0)?;
+    ensure!(
+        (counter("maps_read"), ahead("guessed")) == (read, guessed),
+        "its pointers are read past the filesystem: {:?}",
+        sysctl::counters()
+    );
+    Ok(())
+}
