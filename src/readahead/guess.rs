@@ -29,7 +29,9 @@ use crate::{
 };
 
 /// Bufs of a guess, at most.
-const BUFS: usize = 8;
+const BUFS: usize = 9;
+/// Pages of the first of them: the consumer may be there as soon as it is.
+const SOON: u64 = 64;
 
 /// Where the pages of a range are expected, and bufs that have been sent there.
 pub struct Guess {
@@ -62,7 +64,9 @@ impl Guess {
     fn send(&mut self, place: &Place<'_>, bufs: usize, end: u64) {
         let mut at = self.first;
         for buf in self.bufs.iter_mut().take(bufs) {
-            let pages = end.saturating_sub(at).min(u64::from(place.geometry.max_pages));
+            let most = u64::from(place.geometry.max_pages);
+            let most = if at == self.first { most.min(SOON) } else { most };
+            let pages = end.saturating_sub(at).min(most);
             let from = at.saturating_sub(self.first).saturating_mul(PAGE / DEV_BSIZE);
             let blkno = self.blkno.saturating_add(from as i64);
             let whole = pages.saturating_mul(PAGE / DEV_BSIZE) as i64;
@@ -155,11 +159,11 @@ static LUCK: Luck = Luck(AtomicU8::new(2));
 
 impl Luck {
     /// Bufs that may be sent: none after a guess that was wrong until two in
-    /// a row would have been right, and then one at first.
+    /// a row would have been right, and then few at first.
     fn bufs(&self) -> usize {
         match self.0.load(Ordering::Relaxed) {
             0 | 1 => 0,
-            2 => 1,
+            2 => 2,
             _ => BUFS,
         }
     }
