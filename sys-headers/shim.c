@@ -225,9 +225,10 @@ shim_block_in_memory(struct vnode *vp, daddr_t lbn)
 
 /*
  * Have a block of the file, which is at blkno, read into the buffer cache.
- * Who asks for it before it is there waits for this read.  The vnode is locked.
+ * Who asks for it before it is there waits for this read.  False if it is there
+ * already.  The vnode is locked.
  */
-void
+bool
 shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
 {
 	struct buf *bp;
@@ -235,7 +236,7 @@ shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
 	bp = getblk(vp, lbn, (int)vp->v_mount->mnt_stat.f_iosize, 0, 0, 0);
 	if ((bp->b_flags & B_CACHE) != 0) {
 		bqrelse(bp);
-		return;
+		return (false);
 	}
 	bp->b_iocmd = BIO_READ;
 	bp->b_ioflags &= ~BIO_ERROR;
@@ -245,6 +246,7 @@ shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
 	vfs_busy_pages(bp, 0);
 	BUF_KERNPROC(bp);
 	bstrategy(bp);
+	return (true);
 }
 
 /*

@@ -45,7 +45,7 @@ uint64_t shim_inode_size(struct vnode *);
 void	shim_VOP_UNLOCK(struct vnode *);
 int	shim_vn_lock_shared_nowait(struct vnode *);
 bool	shim_block_in_memory(struct vnode *, daddr_t);
-void	shim_read_block(struct vnode *, daddr_t, daddr_t);
+bool	shim_read_block(struct vnode *, daddr_t, daddr_t);
 
 /* ufs/ufs/inode.h, ufs/ufs/ufsmount.h */
 struct shim_map {

@@ -179,7 +179,7 @@ pub enum Form {
 /// | `b_fsprivate3` | the zone | the zone |
 /// | `b_dirtyoff` | when it was sent, in microseconds | |
 /// | `b_dirtyend` | | first error of any part |
-/// | `b_ckhash` | bit 63: read again already; bit 59: sent to an idle device | low half: pages requested; bit 62: last was valid in part |
+/// | `b_ckhash` | bit 63: read again already; bit 59: sent to a device with little to do | low half: pages requested; bit 62: last was valid in part |
 /// | `b_pgiodone`, `b_caller1` | | the reply |
 ///
 /// Two kinds of buf have no request's pages. One that reads ahead on its own
@@ -206,12 +206,12 @@ const AGAIN: u64 = 1 << 63;
 const LAST_PARTLY_VALID: u64 = 1 << 62;
 const INDIRECT: u64 = 1 << 61;
 const HOLDS_OBJECT: u64 = 1 << 60;
-const FIRST: u64 = 1 << 59;
+const ALONE: u64 = 1 << 59;
 
 impl Pbuf {
     /// # Safety
     ///
-    /// `bp` is a buf that [`Pbuf::submit`] has sent and that has completed.
+    /// `bp` is a buf that [`Pbuf::send`] has sent and that has completed.
     pub unsafe fn from_iodone(bp: NonNull<sys::buf>) -> Self {
         Self(bp)
     }
@@ -433,14 +433,14 @@ impl Pbuf {
     }
 
     /// Note whether the device had next to nothing to do when it got this.
-    pub fn set_first(&mut self, first: bool) {
-        let kept = self.buf().b_ckhash & !FIRST;
-        self.buf_mut().b_ckhash = kept | if first { FIRST } else { 0 };
+    pub fn set_alone(&mut self, alone: bool) {
+        let kept = self.buf().b_ckhash & !ALONE;
+        self.buf_mut().b_ckhash = kept | if alone { ALONE } else { 0 };
     }
 
-    /// What [`Pbuf::set_first`] was told.
-    pub fn was_first(&self) -> bool {
-        self.buf().b_ckhash & FIRST != 0
+    /// What [`Pbuf::set_alone`] was told.
+    pub fn was_alone(&self) -> bool {
+        self.buf().b_ckhash & ALONE != 0
     }
 
     /// Microseconds since the buf was sent.

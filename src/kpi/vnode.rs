@@ -155,11 +155,12 @@ impl<'a> Vnode<'a> {
     }
 
     /// Have a block of the file, an indirect one if `lbn` is negative, read
-    /// from `blkno`, in units of DEV_BSIZE, into the buffer cache. May sleep
-    /// for a buffer, not for the disk unless somebody else is reading the block.
-    pub fn read_block(&self, lbn: i64, blkno: i64) {
+    /// from `blkno`, in units of DEV_BSIZE, into the buffer cache. False if it
+    /// is there already. May sleep for a buffer, not for the disk unless
+    /// somebody else is reading the block.
+    pub fn read_block(&self, lbn: i64, blkno: i64) -> bool {
         // SAFETY: a live vnode, locked by this thread, which may sleep.
-        unsafe { sys::shim_read_block(self.0.as_ptr(), lbn, blkno) };
+        unsafe { sys::shim_read_block(self.0.as_ptr(), lbn, blkno) }
     }
 
     /// How the file's indirect blocks read; `None` for a snapshot, whose

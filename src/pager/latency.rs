@@ -111,13 +111,13 @@ pub fn sent(part: &mut Pbuf) {
     let Some(device) = part.device() else { return };
     let before = entry(device.id()).in_flight.fetch_add(1, Ordering::Relaxed);
     // Behind a queue, a buf's time says more about the queue.
-    part.set_first(before <= ALONE);
+    part.set_alone(before <= ALONE);
 }
 
 /// A buf has come back just now.
 pub fn came_back(part: &Pbuf) {
     let Some(entry) = left(part) else { return };
-    if part.was_first() {
+    if part.was_alone() {
         let took = part.took_us();
         LAST_US.store(entry.all.add(took), Ordering::Relaxed);
         if part.bytes() <= SMALL {

@@ -7,9 +7,10 @@
 //! too, and a file costs one latency to begin with and not two.
 //!
 //! What was read counts only if the map then says the same. The vnode is
-//! locked and the pages are busied from before the read until that is known,
-//! so that the map is true for all of this time; where it says something else
-//! the pages are freed as invalid as they were.
+//! locked from before the read until that is known, so that the map is true
+//! for all of this time. The pages were not there, so that the disk has their
+//! newest contents, and are busied, so that nobody writes to them. Where the
+//! map says something else they are freed, as invalid as they were.
 
 use core::{
     ops::Range,
@@ -18,7 +19,10 @@ use core::{
 
 use super::window;
 use crate::{
-    kpi::buf::{Pbuf, Sent},
+    kpi::{
+        buf::{Pbuf, Sent},
+        vnode::Device,
+    },
     pager::{
         chain, complete, extent, latency,
         plan::{self, DEV_BSIZE, PAGE, Run, Step, Wishes},
@@ -35,42 +39,46 @@ const SOON: u64 = 64;
 
 /// Where the pages of a range are expected, and bufs that have been sent there.
 pub struct Guess {
-    first: u64,
+    pages: Range<u64>,
     blkno: i64,
     bufs: [Option<Sent>; BUFS],
 }
 
 impl Guess {
     /// Have the block map read, and send bufs to where the pages of `range`
-    /// most likely are, as long as guesses come out right. `None` when the
-    /// block map is in memory, or nothing can be said. May sleep for a buffer.
-    pub fn begin(place: &Place<'_>, range: Range<u64>) -> Option<Self> {
+    /// most likely are, as long as guesses come out right and the device has
+    /// less than `in_flight`. `None` when the block map is in memory, or
+    /// nothing can be said. May sleep for a buffer.
+    pub fn begin(place: &Place<'_>, range: Range<u64>, in_flight: u32) -> Option<Self> {
         let (path, (_, map)) = chain::missing(place.vnode, place.lbn(range.start))?;
         let [stage] = path.stages() else { return None };
         let block = place.geometry.block;
         let inside = range.start.saturating_mul(PAGE) % block.max(1);
         let behind = stage.index.saturating_add(1).saturating_mul(block).saturating_add(inside);
         let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
-        let mut guess = Self { first: range.start, blkno, bufs: [const { None }; BUFS] };
-        let bufs = LUCK.bufs();
+        let mut guess = Self { pages: range, blkno, bufs: [const { None }; BUFS] };
+        let bufs = Luck::of(place.device).bufs();
         if bufs > 0 && super::GUESS.load(Ordering::Relaxed) {
             // First: nothing can be told before it is there.
-            place.vnode.read_block(stage.lbn, map);
-            guess.send(place, bufs, range.end);
+            if !place.vnode.read_block(stage.lbn, map) {
+                return None;
+            }
+            guess.send(place, bufs, in_flight);
         }
         Some(guess)
     }
 
-    fn send(&mut self, place: &Place<'_>, bufs: usize, end: u64) {
-        let mut at = self.first;
+    fn send(&mut self, place: &Place<'_>, bufs: usize, in_flight: u32) {
+        let mut at = self.pages.start;
         for buf in self.bufs.iter_mut().take(bufs) {
             let most = u64::from(place.geometry.max_pages);
-            let most = if at == self.first { most.min(SOON) } else { most };
-            let pages = end.saturating_sub(at).min(most);
-            let from = at.saturating_sub(self.first).saturating_mul(PAGE / DEV_BSIZE);
+            let most = if at == self.pages.start { most.min(SOON) } else { most };
+            let pages = self.pages.end.saturating_sub(at).min(most);
+            let from = at.saturating_sub(self.pages.start).saturating_mul(PAGE / DEV_BSIZE);
             let blkno = self.blkno.saturating_add(from as i64);
             let whole = pages.saturating_mul(PAGE / DEV_BSIZE) as i64;
-            if pages == 0 || blkno.saturating_add(whole) > place.vnode.fs_blocks() {
+            let outside = blkno.saturating_add(whole) > place.vnode.fs_blocks();
+            if pages == 0 || outside || latency::in_flight(place.device.id()) >= in_flight {
                 return;
             }
             let (start, len) = (at.saturating_mul(PAGE), pages.saturating_mul(PAGE));
@@ -91,22 +99,28 @@ impl Guess {
     /// was right. Gives the index behind the last page of what was read and
     /// is right without a gap, and how many pages were read.
     pub fn judge(mut self, place: &Place<'_>) -> (u64, u32) {
-        LUCK.note(is_at(place, self.first, 1, self.blkno));
-        let (mut to, mut read, mut whole) = (self.first, 0, true);
+        let soon = self.pages.end.saturating_sub(self.pages.start).min(SOON) as u32;
+        let begins = is_at(place, self.pages.start, soon, self.blkno);
+        let (mut all, mut to, mut read, mut whole) = (begins, self.pages.start, 0, true);
         for part in self.bufs.iter_mut().filter_map(Option::take).map(come_back) {
             let (first, pages) = (part.first_pindex().unwrap_or(0), part.npages());
             let right = is_at(place, first, pages, part.blkno());
+            all &= right;
             if !right {
                 stats::PAGES_MISTAKEN.add(pages);
             }
             let valid = right && keep(part);
+            stats::IN_FLIGHT.leave();
+            if valid {
+                read += pages;
+            }
             whole &= valid;
             if whole {
                 // Pages between the bufs were there before.
                 to = first.saturating_add(u64::from(pages));
-                read += pages;
             }
         }
+        Luck::of(place.device).note(begins, all);
         (to, read)
     }
 }
@@ -116,6 +130,7 @@ impl Drop for Guess {
     fn drop(&mut self) {
         for part in self.bufs.iter_mut().filter_map(Option::take).map(come_back) {
             drop(part);
+            stats::IN_FLIGHT.leave();
         }
     }
 }
@@ -123,14 +138,17 @@ impl Drop for Guess {
 fn come_back(sent: Sent) -> Pbuf {
     let part = sent.wait();
     latency::came_back_before(&part);
-    stats::IN_FLIGHT.leave();
     part
 }
 
 /// Make what a buf has read valid. False, and nothing is there, when it could
 /// not be read.
 fn keep(mut part: Pbuf) -> bool {
-    complete::settle(&mut part).is_ok()
+    let good = complete::settle(&mut part).is_ok();
+    if !good {
+        stats::WINDOW_ERRORS.add(1);
+    }
+    good
 }
 
 /// Whether the block map has so many pages from `pindex` on at `blkno` and
@@ -152,24 +170,59 @@ fn is_at(place: &Place<'_>, pindex: u64, pages: u32, mut blkno: i64) -> bool {
     true
 }
 
-/// How guesses came out lately: 0 to 3.
+/// How guesses about a device came out lately: 0 to 4. Devices share them if
+/// they must.
 struct Luck(AtomicU8);
 
-static LUCK: Luck = Luck(AtomicU8::new(2));
+static LUCK: [Luck; 16] = [const { Luck(AtomicU8::new(3)) }; 16];
 
 impl Luck {
-    /// Bufs that may be sent: none after a guess that was wrong until two in
-    /// a row would have been right, and then few at first.
+    fn of(device: Device<'_>) -> &'static Self {
+        let home = (device.id() >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
+        LUCK.get(home).unwrap_or(&LUCK[0])
+    }
+
+    /// Bufs that may be sent: none after a guess that was wrong from the
+    /// beginning until two in a row would have been right, and then more with
+    /// each that is.
     fn bufs(&self) -> usize {
         match self.0.load(Ordering::Relaxed) {
             0 | 1 => 0,
-            2 => 2,
+            2 => 1,
+            3 => 2,
             _ => BUFS,
         }
     }
 
-    fn note(&self, right: bool) {
+    /// The first pages were where they were expected, and so were all of them.
+    fn note(&self, begins: bool, all: bool) {
         let before = self.0.load(Ordering::Relaxed);
-        self.0.store(if right { before.saturating_add(1).min(3) } else { 0 }, Ordering::Relaxed);
+        let after = match (begins, all) {
+            (true, true) => before.saturating_add(1).min(4),
+            (true, false) => before.saturating_sub(1),
+            (false, _) => 0,
+        };
+        self.0.store(after, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn luck_is_lost_at_once_and_comes_back_slowly() {
+        let luck = Luck(AtomicU8::new(3));
+        let note = |begins, all| {
+            luck.note(begins, all);
+            luck.bufs()
+        };
+        assert_eq!(luck.bufs(), 2);
+        assert_eq!(note(true, true), BUFS);
+        assert_eq!(note(true, true), BUFS);
+        assert_eq!(note(true, false), 2, "a file that goes on elsewhere");
+        assert_eq!([note(true, false), note(true, false)], [1, 0]);
+        assert_eq!(note(false, false), 0);
+        assert_eq!([note(true, true), note(true, true), note(true, true)], [0, 1, 2]);
     }
 }

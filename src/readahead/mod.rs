@@ -5,11 +5,12 @@
 //! A miss tells where a consumer is, exactly. Once pages are valid there are
 //! no more misses; but what sits in a socket buffer is wired, so a timer looks
 //! for the last wired page of each window. What a [`stream`] wants is read by
-//! threads of our own ([`window`]): they may wait for the block map.
+//! threads of our own ([`window`]): they may wait for the block map, and for
+//! what they read together with it ([`guess`]).
 //!
 //! Streams live in sets of [`WAYS`], found by their file; a set's oldest
 //! stream makes room for a new one. Nothing here keeps a file: a stream knows
-//! it by name only, and a file is held while a window of it is being sent.
+//! it by name only, and a file is held while a thread is at a window of it.
 
 pub mod guess;
 pub mod stream;
@@ -331,29 +332,38 @@ impl Work for Set {
                 }
                 (slot.identity, wanted, slot.generation, unmapped)
             };
+            if let Some((range, reach)) = wanted {
+                self.read(way, identity, generation, range, reach);
+            }
+            // Most likely the window has brought it.
             if let Some(page) = unmapped {
                 window::look_up(identity, page);
             }
-            let Some((range, reach)) = wanted else { continue };
-            let tag = (self.index * WAYS + way) | (generation as usize) << 32;
-            let from = range.start;
-            let window::Outcome { to, new, why } =
-                window::read(identity, range, reach, tag, IN_FLIGHT.get());
-            stats::WINDOWS.add(1);
-            let mut slots = self.slots.lock();
-            let Some(place) = slots.get_mut(way) else { continue };
-            if let Some(slot) = place.as_mut().filter(|slot| slot.generation == generation) {
-                slot.reading = false;
-                slot.stream.read(from..to, new, systm::uptime_us());
-                match why {
-                    None => {}
-                    Some(Why::Gone) => *place = None,
-                    Some(Why::NoMap) => slot.stream.halt(),
-                    Some(Why::Locked) => stats::NOT_LOCKED.add(1),
-                    Some(Why::NoMemory) => stats::NOT_MEMORY.add(1),
-                    Some(Why::NoBuf) => stats::NOT_BUF.add(1),
-                    Some(Why::Saturated) => stats::NOT_SATURATED.add(1),
-                }
+        }
+    }
+}
+
+impl Set {
+    /// Read a window of the stream in slot `way`.
+    fn read(&self, way: usize, identity: Identity, generation: u32, range: Range<u64>, reach: u64) {
+        let tag = (self.index * WAYS + way) | (generation as usize) << 32;
+        let from = range.start;
+        let window::Outcome { to, new, why } =
+            window::read(identity, range, reach, tag, IN_FLIGHT.get());
+        stats::WINDOWS.add(1);
+        let mut slots = self.slots.lock();
+        let Some(place) = slots.get_mut(way) else { return };
+        if let Some(slot) = place.as_mut().filter(|slot| slot.generation == generation) {
+            slot.reading = false;
+            slot.stream.read(from..to, new, systm::uptime_us());
+            match why {
+                None => {}
+                Some(Why::Gone) => *place = None,
+                Some(Why::NoMap) => slot.stream.halt(),
+                Some(Why::Locked) => stats::NOT_LOCKED.add(1),
+                Some(Why::NoMemory) => stats::NOT_MEMORY.add(1),
+                Some(Why::NoBuf) => stats::NOT_BUF.add(1),
+                Some(Why::Saturated) => stats::NOT_SATURATED.add(1),
             }
         }
     }

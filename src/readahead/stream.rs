@@ -80,6 +80,9 @@ pub struct Stream {
     rate: u32,
     /// Up to here the window has grown for being too small.
     grown_at: u64,
+    /// Its caller wants as much as a wish can say: sendfile(2) cuts it off at
+    /// maxphys.
+    wants_all: bool,
     /// Whether it was trusted to go on for as long as nothing speaks against it.
     trusted: bool,
     /// Whether it has gone on from one place to the next, or is meant to.
@@ -106,6 +109,10 @@ const WHOLE: u64 = 64;
 /// Whether what a caller wants next is worth a window.
 fn wants_much(ask: Ask) -> bool {
     u64::from(ask.wish) >= WHOLE
+}
+
+fn wants_all(ask: Ask, limits: Limits) -> bool {
+    ask.wish >= limits.chunk
 }
 
 /// Misses in so short a time are of one call, which asks once for each extent.
@@ -151,6 +158,7 @@ impl Stream {
             unused: 0,
             rate: 0,
             grown_at: 0,
+            wants_all: wants_all(ask, limits),
             trusted: false,
             following: wants_much(ask),
             sure: false,
@@ -166,13 +174,12 @@ impl Stream {
     }
 
     /// Who goes so far from a file's beginning is trusted to go on, and so is,
-    /// anywhere, who wants as much as a wish can say (sendfile(2) cuts it off
-    /// at maxphys), or has come as far as a first window.
+    /// anywhere, who wants as much as can be wanted, or has come as far as a
+    /// first window.
     fn trust(&mut self, pace: Pace, limits: Limits) {
-        let wanted = self.wanted.saturating_sub(self.origin);
-        let begins = self.origin == 0 && wanted >= WHOLE || wanted > u64::from(limits.chunk);
+        let begins = self.origin == 0 && self.wanted >= WHOLE;
         let came = self.front.saturating_sub(self.origin) >= u64::from(limits.initial);
-        if self.trusted || !(begins || came) {
+        if self.trusted || !(begins || came || self.wants_all) {
             return;
         }
         let most = limits.max.min(pace.trust).max(limits.initial);
@@ -260,6 +267,7 @@ impl Stream {
         };
         self.end = self.end.max(ask.read_end());
         self.following |= wants_much(ask);
+        self.wants_all |= wants_all(ask, limits);
         self.seen(front, now_us, pace, limits);
         self.stalled = true;
         self.unmapped = ask.unmapped;
@@ -415,7 +423,7 @@ impl Stream {
     /// stream; none of what it said to [`Stream::reading`] if it is empty.
     pub fn read(&mut self, range: core::ops::Range<u64>, new: u32, now_us: u64) {
         if range.is_empty() {
-            if !self.gap_asked {
+            if !self.gap_asked && range.start == self.gap_end {
                 self.gap_end = self.gap;
             }
             return;
@@ -607,9 +615,9 @@ mod tests {
         assert!((5250..=5256).contains(&stream.end()), "{}", stream.end());
         // Once it has gone on, it is followed.
         let at = stream.end();
-        assert_eq!(stream.missed(ask(at, 64, 192), now + LATER, SLOW, LIMITS), Fit::RanOut);
+        assert_eq!(stream.missed(ask(at, 64, 64), now + LATER, SLOW, LIMITS), Fit::RanOut);
         assert!(stream.want(FILE, 9999, now + LATER, SLOW, LIMITS).is_some());
-        assert!(stream.trusted && stream.goes_on(FILE));
+        assert!(stream.sure && stream.goes_on(FILE));
     }
 
     #[test]
@@ -694,6 +702,11 @@ mod tests {
         // Nor does it matter that there was no window after all.
         failed.read(288..288, 0, LATER);
         assert_eq!(failed.want(FILE, 9999, LATER, pace, LIMITS), Some(276..288));
+        // Nor does a later window without one take it away.
+        let mut later = stream;
+        later.reading(&(later.end()..later.end() + 9));
+        later.read(later.end()..later.end(), 0, LATER);
+        assert_eq!((later.gap, later.gap_end), (276, 288));
         // Without that the gap is none any more.
         let mut stream = whole(30_000);
         stream.reading(&want);
@@ -727,8 +740,8 @@ mod tests {
 
     #[test]
     fn who_is_seen_to_go_so_far_is_trusted() {
-        let mut stream = Stream::begin(ask(5000, 64, 100), 0, SLOW, LIMITS);
-        assert_eq!(stream.missed(ask(5164, 64, 0), LATER, SLOW, LIMITS), Fit::RanOut);
+        let mut stream = Stream::begin(ask(5000, 64, 192), 0, SLOW, LIMITS);
+        assert_eq!(stream.missed(ask(5256, 64, 192), LATER, SLOW, LIMITS), Fit::RanOut);
         assert!(!stream.trusted);
         stream.seen(5000 + u64::from(LIMITS.initial), 2 * LATER, SLOW, LIMITS);
         assert!(stream.trusted && stream.window >= LIMITS.initial);

@@ -110,7 +110,7 @@ fn walk(
             return Err(Why::Saturated);
         }
         let position = outcome.to.saturating_mul(PAGE);
-        let guess = Guess::begin(place, outcome.to..end.max(reach.min(file.pages)));
+        let guess = Guess::begin(place, outcome.to..end.max(reach.min(file.pages)), in_flight);
         let map = vnode.bmap(place.lbn(outcome.to)).map_err(|_| Why::NoMap)?;
         if let Some(guess) = guess {
             let (to, new) = guess.judge(place);

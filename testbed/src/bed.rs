@@ -112,8 +112,11 @@ impl Bed {
         let direct = map.len().min(12);
         let first = *top as u64 / block - (map.len() - direct) as u64;
         *top = (first * block) as usize;
-        let rest = (first..).map(Some);
-        let map: Vec<_> = map.iter().take(direct).copied().chain(rest).take(map.len()).collect();
+        let place = |(i, at): (usize, &Option<u64>)| match i.checked_sub(direct) {
+            Some(i) => at.map(|_| first + i as u64),
+            None => *at,
+        };
+        let map: Vec<_> = map.iter().enumerate().map(place).collect();
         self.planted(path, block, &map, size, unmapped, &mut top)
     }
 

@@ -72,7 +72,7 @@ fn busied(file: &File, pindex: u64) -> bool {
 /// What the first indirect block leads to is read together with it.
 fn guess(bed: &mut Bed, _: &Path) -> Result<()> {
     slow(bed, 5)?;
-    // A buf at first, and all of a window then.
+    // A part of a window at first, and all of it then.
     for (round, last) in [FIRST + 200, FIRST + 400].into_iter().enumerate() {
         let file = straight(bed);
         taskqueue::hold(true);

@@ -324,13 +324,13 @@ mutations! {
     guess_kept_when_wrong: "guess-wrong", "src/readahead/guess.rs",
         "let valid = right && keep(part);" => "let valid = keep(part);";
     guess_tried_again_at_once: "guess-wrong", "src/readahead/guess.rs",
-        "} else { 0 }, Ordering::Relaxed);" => "} else { 3 }, Ordering::Relaxed);";
+        "(false, _) => 0," => "(false, _) => 4,";
     guess_never_tried_again: "guess-luck", "src/readahead/guess.rs",
-        "before.saturating_add(1).min(3)" => "before.saturating_add(1).min(1)";
+        "before.saturating_add(1).min(4)" => "before.saturating_add(1).min(1)";
     guess_behind_the_end: "guess-end", "src/readahead/guess.rs",
         "> place.vnode.fs_blocks()" => "> i64::MAX - 1";
     guess_waits_for_the_map: "guess", "src/readahead/guess.rs",
-        "place.vnode.read_block(stage.lbn, map);" => "let _ = place.vnode.bmap(place.lbn(range.start));";
+        "if !place.vnode.read_block(stage.lbn, map) {" => "if place.vnode.bmap(place.lbn(guess.pages.start)).is_err() {";
     guess_switched_off_tried: "guess-off", "src/readahead/guess.rs",
         "bufs > 0 && super::GUESS.load(Ordering::Relaxed)" => "bufs > 0";
     map_buffer_keeps_its_owner: "guess", "sys-headers/shim.c",
