@@ -19,10 +19,7 @@ use core::{
 
 use super::window;
 use crate::{
-    kpi::{
-        buf::{Pbuf, Sent},
-        vnode::Device,
-    },
+    kpi::buf::{Pbuf, Sent},
     pager::{
         chain, complete, extent, latency,
         plan::{self, DEV_BSIZE, PAGE, Run, Step, Wishes},
@@ -57,7 +54,7 @@ impl Guess {
         let behind = stage.index.saturating_add(1).saturating_mul(block).saturating_add(inside);
         let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
         let mut guess = Self { pages: range, blkno, bufs: [const { None }; BUFS] };
-        let bufs = Luck::of(place.device).bufs();
+        let bufs = LUCK.bufs();
         if bufs > 0 && super::GUESS.load(Ordering::Relaxed) {
             // First: nothing can be told before it is there.
             if !place.vnode.read_block(stage.lbn, map) {
@@ -120,7 +117,7 @@ impl Guess {
                 to = first.saturating_add(u64::from(pages));
             }
         }
-        Luck::of(place.device).note(begins, all);
+        LUCK.note(begins, all);
         (to, read)
     }
 }
@@ -170,18 +167,13 @@ fn is_at(place: &Place<'_>, pindex: u64, pages: u32, mut blkno: i64) -> bool {
     true
 }
 
-/// How guesses about a device came out lately: 0 to 4. Devices share them if
-/// they must.
+/// How guesses came out lately: 0 to 4. One for all devices: a new one is like
+/// the others, as a rule.
 struct Luck(AtomicU8);
 
-static LUCK: [Luck; 16] = [const { Luck(AtomicU8::new(3)) }; 16];
+static LUCK: Luck = Luck(AtomicU8::new(3));
 
 impl Luck {
-    fn of(device: Device<'_>) -> &'static Self {
-        let home = (device.id() >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
-        LUCK.get(home).unwrap_or(&LUCK[0])
-    }
-
     /// Bufs that may be sent: none after a guess that was wrong from the
     /// beginning until two in a row would have been right, and then more with
     /// each that is.
