@@ -35,7 +35,7 @@ pub fn register() -> Result<(), Errno> {
         let descr = c"Follow streams; 0: read ahead only what a call wishes for";
         CONTEXT.switch(below, c"enabled", descr, &readahead::ENABLED)?;
         let descr = c"Read a file's first indirect block and what it leads to at once";
-        CONTEXT.switch(below, c"guess", descr, &readahead::GUESS)?;
+        CONTEXT.switch(below, c"guess", descr, &readahead::guess::ENABLED)?;
         for (name, descr, limit, boot) in [
             (c"max", c"Bytes read ahead of one stream, at most", &readahead::MAX, false),
             (c"initial", c"Bytes read ahead of a new stream", &readahead::INITIAL, false),

@@ -159,6 +159,9 @@ fn make_valid(object: &Object<'_>, pages: &[BusiedPage], read: usize) {
     }
 }
 
+/// Kept out of the way of what goes well, with the stack that it takes.
+#[cold]
+#[inline(never)]
 fn log(part: &Pbuf, object: &Object<'_>, outcome: Result<(), Errno>) {
     if let (Err(error), Some(vnode), Some(page)) = (outcome, part.vnode(), part.pages().first())
         && MESSAGES.pass()

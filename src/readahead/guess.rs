@@ -14,10 +14,10 @@
 
 use core::{
     ops::Range,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
-use super::window;
+use super::load::load;
 use crate::{
     kpi::buf::{Pbuf, Sent},
     pager::{
@@ -28,6 +28,9 @@ use crate::{
     },
     stats,
 };
+
+/// `vfs.asyncpager.readahead.guess`: whether to send any.
+pub static ENABLED: AtomicBool = AtomicBool::new(true);
 
 /// Bufs of a guess, at most.
 const BUFS: usize = 9;
@@ -55,7 +58,7 @@ impl Guess {
         let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
         let mut guess = Self { pages: range, blkno, bufs: [const { None }; BUFS] };
         let bufs = LUCK.bufs();
-        if bufs > 0 && super::GUESS.load(Ordering::Relaxed) {
+        if bufs > 0 && ENABLED.load(Ordering::Relaxed) {
             // First: nothing can be told before it is there.
             if !place.vnode.read_block(stage.lbn, map) {
                 return None;
@@ -81,7 +84,7 @@ impl Guess {
             let (start, len) = (at.saturating_mul(PAGE), pages.saturating_mul(PAGE));
             let run = Run { start, len, blkno, behind: 0, ahead: 0 };
             // What cannot be had is read when the map is there.
-            let Ok((there, part)) = window::load(place, run) else { return };
+            let Ok((there, part)) = load(place, run) else { return };
             let new = part.as_ref().map_or(0, Pbuf::ahead);
             *buf = part.map(|mut part| {
                 stats::PAGES_GUESSED.add(new);

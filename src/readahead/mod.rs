@@ -13,6 +13,7 @@
 //! it by name only, and a file is held while a thread is at a window of it.
 
 pub mod guess;
+pub mod load;
 pub mod stream;
 pub mod window;
 
@@ -22,8 +23,8 @@ use core::{
 };
 
 use self::{
+    load::Why,
     stream::{Fit, Limits, Pace, Stream},
-    window::Why,
 };
 use crate::{
     kpi::{
@@ -43,8 +44,6 @@ use crate::{
 
 /// `vfs.asyncpager.readahead.enabled`.
 pub static ENABLED: AtomicBool = AtomicBool::new(true);
-/// `vfs.asyncpager.readahead.guess`: whether to [`guess`].
-pub static GUESS: AtomicBool = AtomicBool::new(true);
 /// `vfs.asyncpager.readahead.max`: bytes that are read ahead of one stream.
 pub static MAX: Limit = Limit::new(64 << 20, 1 << 16, 1 << 30);
 /// `vfs.asyncpager.readahead.initial`: bytes that a stream begins with.
@@ -183,7 +182,7 @@ pub fn missed(miss: &Miss) {
         let mut slots = set.slots.lock();
         let slot = note(&mut slots, miss, now);
         slot.is_some_and(|slot| {
-            if slot.stream.is_followed() && window::room() == 0 {
+            if slot.stream.is_followed() && load::room() == 0 {
                 stats::NOT_MEMORY.add(1);
             }
             slot.unmapped.is_some() || slot.wants(now).is_some()
@@ -270,7 +269,7 @@ impl Slot {
         let words = SETS.get().len().div_ceil(64);
         let live: u32 =
             LIVE.iter().take(words).map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
-        let room = window::room() / 2 / live.max(1);
+        let room = load::room() / 2 / live.max(1);
         let (pace, limits) = (pace(self.device), limits());
         let range = self.stream.want(self.file, room, now, pace, limits)?;
         Some((range, self.stream.reach(self.file, room, pace, limits)))

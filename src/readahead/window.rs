@@ -3,40 +3,26 @@
 
 use core::{ops::Range, ptr::NonNull};
 
-use super::guess::Guess;
+use super::{
+    guess::Guess,
+    load::{Why, load},
+};
 use crate::{
     kpi::{
-        buf::{Form, Pbuf, Transfer},
-        sys, systm,
+        buf::{Form, Pbuf},
+        sys,
         vnode::Identity,
         vnode_if,
     },
     pager::{
-        PBUFS, complete, extent, latency,
+        complete, extent, latency,
         map::Path,
-        plan::{self, DEV_BSIZE, PAGE, Run, Step, Wishes},
+        plan::{self, PAGE, Run, Step, Wishes},
         request::Place,
         submit,
     },
     stats,
 };
-
-/// Why a window was not read, or not to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// The file is gone, or is not one that the data path serves.
-    Gone,
-    /// Somebody has the vnode locked exclusively.
-    Locked,
-    /// Memory is short.
-    NoMemory,
-    /// There is no pbuf.
-    NoBuf,
-    /// The device has enough to do.
-    Saturated,
-    /// The block map cannot be read.
-    NoMap,
-}
 
 /// What has become of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,46 +144,6 @@ fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, u32), Why> {
     submit::sent(&mut part);
     part.send(&Form::Async(iodone));
     Ok((there, new))
-}
-
-/// Load one buf with what of `run` is not there yet, but for so many pages
-/// that are there already; none if all are.
-pub fn load(place: &Place<'_>, run: Run) -> Result<(u32, Option<Pbuf>), Why> {
-    if room() < run.pages() {
-        return Err(Why::NoMemory);
-    }
-    let mut part = PBUFS.alloc().ok_or(Why::NoBuf)?;
-    let locked = place.object.write();
-    let there = locked.existing(run.first_page(), run.pages());
-    let start = run.start.saturating_add(u64::from(there) * PAGE);
-    let rest = run.pages().saturating_sub(there);
-    part.fill_ahead(&locked, start / PAGE, rest);
-    drop(locked);
-    let new = part.ahead();
-    if new == 0 {
-        return if rest == 0 { Ok((there, None)) } else { Err(Why::NoMemory) };
-    }
-    let skipped = u64::from(there) * (PAGE / DEV_BSIZE);
-    let run = Run {
-        start,
-        len: u64::from(new) * PAGE,
-        blkno: run.blkno.saturating_add(skipped as i64),
-        ..run
-    };
-    let (blkno, bytes) = run.transfer(place.file, place.geometry, 0, 0);
-    submit::address(place, &mut part, Transfer { blkno, bytes, page_offset: 0 });
-    stats::PAGES_WINDOW.add(new);
-    stats::WINDOW_BUFS.add(1);
-    Ok((there, Some(part)))
-}
-
-/// Pages that may be allocated for nobody in particular: those that are free
-/// beyond the middle between where the page daemon begins to hurry and where
-/// it stops.
-pub fn room() -> u32 {
-    let free = systm::free_pages();
-    let floor = free.min / 2 + free.target / 2;
-    free.count.saturating_sub(floor)
 }
 
 /// `b_iodone` of a window's bufs.

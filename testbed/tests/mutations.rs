@@ -294,11 +294,11 @@ mutations! {
         "unsafe { sys::vm_object_pip_add(object.as_ptr(), 1) };" => "";
     window_keeps_its_object: "stream", "src/kpi/buf.rs",
         "sys::vm_object_pip_wakeup(object);" => "let _ = object;";
-    window_from_where_pages_exist: "stream-over", "src/readahead/window.rs",
+    window_from_where_pages_exist: "stream-over", "src/readahead/load.rs",
         "blkno: run.blkno.saturating_add(skipped as i64)," => "blkno: run.blkno,";
-    window_stops_where_pages_exist: "stream-over", "src/readahead/window.rs",
+    window_stops_where_pages_exist: "stream-over", "src/readahead/load.rs",
         "let start = run.start.saturating_add(u64::from(there) * PAGE);" => "let start = run.start;";
-    window_without_memory: "stream-memory", "src/readahead/window.rs",
+    window_without_memory: "stream-memory", "src/readahead/load.rs",
         "let floor = free.min / 2 + free.target / 2;" => "let floor = 0;";
     window_for_random_access: "stream-random", "src/readahead/stream.rs",
         "let begins = self.origin == 0 && self.wanted >= WHOLE;" => "let begins = true;";
@@ -332,7 +332,7 @@ mutations! {
     guess_waits_for_the_map: "guess", "src/readahead/guess.rs",
         "if !place.vnode.read_block(stage.lbn, map) {" => "if place.vnode.bmap(place.lbn(guess.pages.start)).is_err() {";
     guess_switched_off_tried: "guess-off", "src/readahead/guess.rs",
-        "bufs > 0 && super::GUESS.load(Ordering::Relaxed)" => "bufs > 0";
+        "bufs > 0 && ENABLED.load(Ordering::Relaxed)" => "bufs > 0";
     map_buffer_keeps_its_owner: "guess", "sys-headers/shim.c",
         "vfs_busy_pages(bp, 0);\n\tBUF_KERNPROC(bp);" => "vfs_busy_pages(bp, 0);";
     map_of_an_untrusted_mount: "map-untrusted", "sys-headers/shim.c",

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//! Bufs with pages that nobody has asked for: what can be read, and why not.
+
+use crate::{
+    kpi::{
+        buf::{Pbuf, Transfer},
+        systm,
+    },
+    pager::{
+        PBUFS,
+        plan::{DEV_BSIZE, PAGE, Run},
+        request::Place,
+        submit,
+    },
+    stats,
+};
+
+/// Why a window was not read, or not to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The file is gone, or is not one that the data path serves.
+    Gone,
+    /// Somebody has the vnode locked exclusively.
+    Locked,
+    /// Memory is short.
+    NoMemory,
+    /// There is no pbuf.
+    NoBuf,
+    /// The device has enough to do.
+    Saturated,
+    /// The block map cannot be read.
+    NoMap,
+}
+
+/// Load one buf with what of `run` is not there yet, but for so many pages
+/// that are there already; none if all are.
+pub fn load(place: &Place<'_>, run: Run) -> Result<(u32, Option<Pbuf>), Why> {
+    if room() < run.pages() {
+        return Err(Why::NoMemory);
+    }
+    let mut part = PBUFS.alloc().ok_or(Why::NoBuf)?;
+    let locked = place.object.write();
+    let there = locked.existing(run.first_page(), run.pages());
+    let start = run.start.saturating_add(u64::from(there) * PAGE);
+    let rest = run.pages().saturating_sub(there);
+    part.fill_ahead(&locked, start / PAGE, rest);
+    drop(locked);
+    let new = part.ahead();
+    if new == 0 {
+        return if rest == 0 { Ok((there, None)) } else { Err(Why::NoMemory) };
+    }
+    let skipped = u64::from(there) * (PAGE / DEV_BSIZE);
+    let run = Run {
+        start,
+        len: u64::from(new) * PAGE,
+        blkno: run.blkno.saturating_add(skipped as i64),
+        ..run
+    };
+    let (blkno, bytes) = run.transfer(place.file, place.geometry, 0, 0);
+    submit::address(place, &mut part, Transfer { blkno, bytes, page_offset: 0 });
+    stats::PAGES_WINDOW.add(new);
+    stats::WINDOW_BUFS.add(1);
+    Ok((there, Some(part)))
+}
+
+/// Pages that may be allocated for nobody in particular: those that are free
+/// beyond the middle between where the page daemon begins to hurry and where
+/// it stops.
+pub fn room() -> u32 {
+    let free = systm::free_pages();
+    let floor = free.min / 2 + free.target / 2;
+    free.count.saturating_sub(floor)
+}
