@@ -72,24 +72,22 @@ fn busied(file: &File, pindex: u64) -> bool {
 /// What the first indirect block leads to is read together with it.
 fn guess(bed: &mut Bed, _: &Path) -> Result<()> {
     slow(bed, 5)?;
-    // A part of a window at first, and all of it then.
-    for (round, last) in [FIRST + 200, FIRST + 400].into_iter().enumerate() {
-        let file = straight(bed);
-        taskqueue::hold(true);
-        send(bed, &file, 0, 16 * P, 100)?;
-        let forever = Duration::from_secs(600).into();
-        bed.disk.behave(Manners { latency: forever, ..Manners::default() });
-        taskqueue::hold(false);
-        let read = || busied(&file, BEHIND) && busied(&file, last);
-        wait_until("it is read before the block map is there", read)?;
-        bed.disk.behave(Manners { latency: Duration::from_millis(5).into(), ..Manners::default() });
-        bed.disk.hurry();
-        settle()?;
-        let there = || (BEHIND..=last).all(|pindex| ready(&file, pindex));
-        ensure!(there(), "round {round}: it is not there together with the map");
-        send(bed, &file, 0, SIZE, 0)?;
-        settle()?;
-    }
+    let file = straight(bed);
+    taskqueue::hold(true);
+    send(bed, &file, 0, 16 * P, 100)?;
+    let forever = Duration::from_secs(600).into();
+    bed.disk.behave(Manners { latency: forever, ..Manners::default() });
+    taskqueue::hold(false);
+    let last = FIRST + 400;
+    let read = || busied(&file, BEHIND) && busied(&file, last);
+    wait_until("it is read before the block map is there", read)?;
+    bed.disk.behave(Manners { latency: Duration::from_millis(5).into(), ..Manners::default() });
+    bed.disk.hurry();
+    settle()?;
+    let there = || (BEHIND..=last).all(|pindex| ready(&file, pindex));
+    ensure!(there(), "it is not there together with the map");
+    send(bed, &file, 0, SIZE, 0)?;
+    settle()?;
     ensure!(ahead("mistaken") == 0, "{:?}", sysctl::counters());
     Ok(())
 }

@@ -324,9 +324,9 @@ mutations! {
     guess_kept_when_wrong: "guess-wrong", "src/readahead/guess.rs",
         "let valid = right && keep(part);" => "let valid = keep(part);";
     guess_tried_again_at_once: "guess-wrong", "src/readahead/guess.rs",
-        "(false, _) => 0," => "(false, _) => 4,";
+        "(false, _) => 0," => "(false, _) => 3,";
     guess_never_tried_again: "guess-luck", "src/readahead/guess.rs",
-        "before.saturating_add(1).min(4)" => "before.saturating_add(1).min(1)";
+        "before.saturating_add(1).min(3)" => "before.saturating_add(1).min(1)";
     guess_behind_the_end: "guess-end", "src/readahead/guess.rs",
         "> place.vnode.fs_blocks()" => "> i64::MAX - 1";
     guess_waits_for_the_map: "guess", "src/readahead/guess.rs",
