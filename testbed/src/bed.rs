@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use crate::{
     bufcache::Versions,
     disk::{self, Disk},
-    indirect::Indirect,
+    indirect::{DIRECT, Indirect},
     kernel::{self, Module, Options},
     schedule,
     ufs::Inode,
@@ -109,7 +109,7 @@ impl Bed {
         unmapped: bool,
     ) -> Arc<File> {
         let mut top = self.top.lock().unwrap();
-        let direct = map.len().min(12);
+        let direct = map.len().min(DIRECT as usize);
         let first = *top as u64 / block - (map.len() - direct) as u64;
         *top = (first * block) as usize;
         let place = |(i, at): (usize, &Option<u64>)| match i.checked_sub(direct) {

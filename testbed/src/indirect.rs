@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Blocks whose places are in the inode.
-const DIRECT: u64 = 12;
+pub const DIRECT: u64 = 12;
 
 /// The indirect blocks of an inode, by their negative numbers. Empty for a
 /// file whose block map is always at hand.

@@ -24,10 +24,12 @@ use crate::{
     vm::{self, PAGE},
 };
 
-const P: u64 = PAGE as u64;
-/// Blocks of the files here, and bytes of one.
+/// Bytes of a page.
+pub const P: u64 = PAGE as u64;
+/// Blocks of the files here.
 const BLOCKS: u64 = 120;
-const BLOCK: u64 = 32768;
+/// Bytes of a block.
+pub const BLOCK: u64 = 32768;
 const SIZE: u64 = BLOCKS * BLOCK - 700;
 
 /// All of them, by name.
@@ -532,7 +534,7 @@ fn begin_forgotten(file: &File, offset: u64, len: u64) -> Result<Sending> {
 }
 
 /// The same from a place that sendfile need not wait for.
-pub fn begin_cold(file: &File, offset: u64, len: u64) -> Result<Sending> {
+fn begin_cold(file: &File, offset: u64, len: u64) -> Result<Sending> {
     let waited = disk::waited();
     let sending = begin_forgotten(file, offset, len)?;
     ensure!(disk::waited() == waited, "sendfile has waited for the block map of {offset}");

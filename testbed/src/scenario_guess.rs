@@ -9,17 +9,15 @@ use asyncpager::kpi::sys;
 use crate::{
     bed::Bed,
     disk::Manners,
+    indirect::DIRECT,
     scenario::{Run, counter},
-    scenario_ahead::{ahead, cold, ready, send, settle, slow, wait_until},
+    scenario_ahead::{BLOCK, P, ahead, cold, ready, send, settle, slow, wait_until},
     sysctl, taskqueue,
     vfs::File,
-    vm::{self, PAGE},
+    vm,
 };
 
-const P: u64 = PAGE as u64;
-const BLOCK: u64 = 32768;
-/// Blocks whose places are in the inode, and the pages of these.
-const DIRECT: u64 = 12;
+/// Pages of the blocks whose places are in the inode.
 const FIRST: u64 = DIRECT * BLOCK / P;
 /// Behind what a consumer may be left to ask for itself.
 const BEHIND: u64 = FIRST + 40;
