@@ -182,15 +182,11 @@ fn single_run(target: &Target<'_>) -> bool {
     if target.last_partly_valid() {
         return false;
     }
-    let (file, geometry) = (target.place.file, target.place.geometry);
     let position = target.first * PAGE;
-    let Ok(map) = target.place.vnode.bmap(position / geometry.block.max(1)) else {
-        return false;
-    };
     let end = position + target.wanted as u64 * PAGE;
-    match plan::step(file, geometry, position, end, extent(map), true, Wishes::default()) {
-        Step::Read(run) => run.start + run.len >= end,
-        Step::Zero(_) => false,
+    match target.place.step(position, end) {
+        Ok(Step::Read(run)) => run.start + run.len >= end,
+        Ok(Step::Zero(_)) | Err(_) => false,
     }
 }
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! A call of the VOP: what it asks for, and whether it is ours to serve.
 
-use super::plan::{self, File, PAGE};
+use super::{
+    extent,
+    plan::{self, File, PAGE, Step, Wishes},
+};
 use crate::{
     kpi::{
         buf::{self, Pbuf},
@@ -143,6 +146,14 @@ impl<'a> Place<'a> {
     /// The logical block that holds a page's first byte.
     pub fn lbn(&self, pindex: u64) -> u64 {
         pindex.saturating_mul(PAGE) / self.geometry.block.max(1)
+    }
+
+    /// What the block map says to do for the bytes from `position` on, up to
+    /// `end`, and nothing around them. May read an indirect block.
+    pub fn step(&self, position: u64, end: u64) -> Result<Step, Errno> {
+        let map = self.vnode.bmap(position / self.geometry.block.max(1))?;
+        let (extent, none) = (extent(map), Wishes::default());
+        Ok(plan::step(self.file, self.geometry, position, end, extent, false, none))
     }
 
     /// Whether the data path can serve such a filesystem and device.

@@ -21,8 +21,8 @@ use super::load::load;
 use crate::{
     kpi::buf::{Pbuf, Sent},
     pager::{
-        chain, complete, extent, latency,
-        plan::{self, DEV_BSIZE, PAGE, Run, Step, Wishes},
+        chain, complete, latency,
+        plan::{DEV_BSIZE, PAGE, Run, Step},
         request::Place,
         submit,
     },
@@ -157,10 +157,8 @@ fn is_at(place: &Place<'_>, pindex: u64, pages: u32, mut blkno: i64) -> bool {
     let mut at = pindex.saturating_mul(PAGE);
     let end = at.saturating_add(u64::from(pages) * PAGE);
     while at < end {
-        let Ok(map) = place.vnode.bmap(at / place.geometry.block.max(1)) else { return false };
-        let none = Wishes::default();
-        match plan::step(place.file, place.geometry, at, end, extent(map), false, none) {
-            Step::Read(run) if run.blkno == blkno => {
+        match place.step(at, end) {
+            Ok(Step::Read(run)) if run.blkno == blkno => {
                 at = at.saturating_add(run.len);
                 blkno = blkno.saturating_add((run.len / DEV_BSIZE) as i64);
             }

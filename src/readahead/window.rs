@@ -15,9 +15,9 @@ use crate::{
         vnode_if,
     },
     pager::{
-        complete, extent, latency,
+        complete, latency,
         map::Path,
-        plan::{self, PAGE, Run, Step, Wishes},
+        plan::{PAGE, Run, Step},
         request::Place,
         submit,
     },
@@ -85,7 +85,7 @@ fn walk(
     in_flight: u32,
     outcome: &mut Outcome,
 ) -> Result<(), Why> {
-    let (vnode, device, file, geometry) = (place.vnode, place.device, place.file, place.geometry);
+    let (device, file) = (place.device, place.file);
     let end = range.end.min(file.pages);
     if end <= range.start {
         // The file has become shorter.
@@ -97,7 +97,7 @@ fn walk(
         }
         let position = outcome.to.saturating_mul(PAGE);
         let guess = Guess::begin(place, outcome.to..end.max(reach.min(file.pages)), in_flight);
-        let map = vnode.bmap(place.lbn(outcome.to)).map_err(|_| Why::NoMap)?;
+        let step = place.step(position, end.saturating_mul(PAGE)).map_err(|_| Why::NoMap)?;
         if let Some(guess) = guess {
             let (to, new) = guess.judge(place);
             outcome.new = outcome.new.saturating_add(new);
@@ -106,9 +106,7 @@ fn walk(
                 continue;
             }
         }
-        let stop = end.saturating_mul(PAGE);
-        let none = Wishes::default();
-        match plan::step(file, geometry, position, stop, extent(map), false, none) {
+        match step {
             // sendfile(2) finds out about a hole without the disk.
             Step::Zero(len) => outcome.to = position.saturating_add(len).div_ceil(PAGE),
             Step::Read(run) => {

@@ -320,7 +320,7 @@ mutations! {
     no_gap_for_the_consumer: "stream-gap", "src/readahead/stream.rs",
         "let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };" => "let gap = u64::from(late) * 0;";
     guess_not_judged: "guess-wrong", "src/readahead/guess.rs",
-        "Step::Read(run) if run.blkno == blkno =>" => "Step::Read(run) if run.len > 0 =>";
+        "Ok(Step::Read(run)) if run.blkno == blkno =>" => "Ok(Step::Read(run)) if run.len > 0 =>";
     guess_kept_when_wrong: "guess-wrong", "src/readahead/guess.rs",
         "let valid = right && keep(part);" => "let valid = keep(part);";
     guess_tried_again_at_once: "guess-wrong", "src/readahead/guess.rs",
