@@ -9,6 +9,7 @@ use crate::{
         sys,
         sysctl::{self, Context},
     },
+    pager::latency,
     readahead, stats, vop,
 };
 
@@ -43,7 +44,7 @@ pub fn register() -> Result<(), Errno> {
             (
                 c"latency_min",
                 c"Microseconds from which on a device's latency is worth hiding",
-                &readahead::LATENCY_MIN,
+                &latency::MIN,
                 false,
             ),
             (c"poll", c"Microseconds between looks at consumers", &readahead::POLL, false),

@@ -36,8 +36,8 @@ use crate::{
 };
 
 /// Pages to promise a caller of VOP_BMAP that must not wait for the block
-/// map. `None` when it need not wait, or is not sendfile(2) about to call the
-/// pager: it gets the true answer.
+/// map. `None` when it need not wait, or not for long, or is not sendfile(2)
+/// about to call the pager: it gets the true answer.
 pub fn promise(call: &Bmap<'_>) -> Option<u32> {
     if call.vnode.is_doomed() {
         return None;
@@ -45,6 +45,9 @@ pub fn promise(call: &Bmap<'_>) -> Option<u32> {
     // Most calls end here: the map is in memory.
     let (path, _) = missing(call.vnode, call.lbn)?;
     let place = place(call.vnode)?;
+    if !latency::may_be_long(place.device.id()) {
+        return None;
+    }
     let per_block = place.geometry.block / PAGE;
     let first = call.lbn.checked_mul(per_block)?;
     // sendfile has busied and wired the page that it asks about; nobody else

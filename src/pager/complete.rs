@@ -163,10 +163,10 @@ fn make_valid(object: &Object<'_>, pages: &[BusiedPage], read: usize) {
 #[cold]
 #[inline(never)]
 fn log(part: &Pbuf, object: &Object<'_>, outcome: Result<(), Errno>) {
-    if let (Err(error), Some(vnode), Some(page)) = (outcome, part.vnode(), part.pages().first())
+    if let (Err(error), Some(vnode), Some(pindex)) = (outcome, part.vnode(), part.first_pindex())
         && MESSAGES.pass()
     {
-        let offset = page.pindex().saturating_mul(PAGE);
+        let offset = pindex.saturating_mul(PAGE);
         let bytes = part.bytes();
         kprintln!(
             "{vnode} offset {offset}: reading {bytes} of {} bytes failed, errno {error}",

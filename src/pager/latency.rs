@@ -3,7 +3,11 @@
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use crate::kpi::buf::Pbuf;
+use crate::kpi::{buf::Pbuf, sysctl::Limit};
+
+/// `vfs.asyncpager.readahead.latency_min`: microseconds from which on a
+/// device's latency is worth hiding.
+pub static MIN: Limit = Limit::new(1500, 0, 10_000_000);
 
 /// Devices that are told apart. More of them take turns.
 const DEVICES: usize = 64;
@@ -17,6 +21,8 @@ struct Entry {
     all: Average,
     /// Of small ones: what is left when moving the bytes takes no time.
     small: Average,
+    /// The longest lately, forgotten little by little; 0 if nothing is known.
+    longest_us: AtomicU32,
 }
 
 /// A moving average of microseconds; 0 if nothing is known.
@@ -58,13 +64,14 @@ impl Entry {
             in_flight: AtomicU32::new(0),
             all: Average::new(),
             small: Average::new(),
+            longest_us: AtomicU32::new(0),
         }
     }
 
     /// See [`of`].
     fn us(&self) -> u32 {
         match self.all.us() {
-            0 => LAST_US.load(Ordering::Relaxed),
+            0 => LAST_US.load(Ordering::Relaxed).max(UNKNOWN_US),
             us => us,
         }
     }
@@ -73,7 +80,10 @@ impl Entry {
 static ENTRIES: [Entry; DEVICES] = [const { Entry::new() }; DEVICES];
 
 /// What a device took that was measured last: the guess for a new one.
-static LAST_US: AtomicU32 = AtomicU32::new(10_000);
+static LAST_US: AtomicU32 = AtomicU32::new(0);
+/// No new device is taken for a faster one: what is read ahead for nothing
+/// costs less than what somebody waits for.
+const UNKNOWN_US: u32 = 10_000;
 
 /// Bytes of a small transfer, at most.
 const SMALL: u32 = 32 * 4096;
@@ -103,6 +113,7 @@ fn take_over(id: usize) -> &'static Entry {
     entry.id.store(id, Ordering::Relaxed);
     entry.all.forget();
     entry.small.forget();
+    entry.longest_us.store(0, Ordering::Relaxed);
     entry
 }
 
@@ -120,9 +131,14 @@ pub fn came_back(part: &Pbuf) {
     if part.was_alone() {
         let took = part.took_us();
         LAST_US.store(entry.all.add(took), Ordering::Relaxed);
-        if part.bytes() <= SMALL {
+        let is_small = part.bytes() <= SMALL;
+        if is_small {
             entry.small.add(took);
         }
+        let latency = if is_small { took } else { took / LARGE };
+        let longest = entry.longest_us.load(Ordering::Relaxed);
+        let longest = latency.max(longest - longest / 16).max(1);
+        entry.longest_us.store(longest, Ordering::Relaxed);
     }
 }
 
@@ -155,16 +171,22 @@ fn blend(before: u32, above: u32, us: u32) -> u32 {
 }
 
 /// Microseconds that the device takes; of one that is not known yet, what the
-/// last one took.
+/// last one took, or [`UNKNOWN_US`].
 pub fn of(id: usize) -> u32 {
     entry(id).us()
 }
 
-/// Whether the device takes `min` microseconds for a transfer, however small;
-/// one that is not known yet is taken for such as the last one was.
-pub fn is_worth_hiding(id: usize, min: u32) -> bool {
+/// Whether the device takes [`MIN`] microseconds for a transfer, however small.
+pub fn is_worth_hiding(id: usize) -> bool {
     let entry = entry(id);
-    is_long(entry.us(), entry.small.us(), min)
+    is_long(entry.us(), entry.small.us(), MIN.get())
+}
+
+/// Whether a transfer has taken [`MIN`] microseconds lately, or nothing is
+/// known yet: then the next one may.
+pub fn may_be_long(id: usize) -> bool {
+    let longest = entry(id).longest_us.load(Ordering::Relaxed);
+    longest == 0 || longest >= MIN.get()
 }
 
 /// Whether a device that takes `us` for all transfers and `small` for small
@@ -206,7 +228,7 @@ mod tests {
 
     #[test]
     fn moving_bytes_is_not_latency() {
-        assert!(is_long(LAST_US.load(Ordering::Relaxed), 0, 1500), "nothing is known yet");
+        assert!(is_long(UNKNOWN_US, 0, 1500), "nothing is known yet");
         // 1 MiB from an SSD behind SATA, and from a disk that seeks.
         assert!(!is_long(2_200, 0, 1500));
         assert!(is_long(12_000, 0, 1500));

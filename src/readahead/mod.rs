@@ -50,9 +50,6 @@ pub static MAX: Limit = Limit::new(64 << 20, 1 << 16, 1 << 30);
 pub static INITIAL: Limit = Limit::new(2 << 20, 1 << 14, 1 << 28);
 /// `vfs.asyncpager.readahead.in_flight`: bufs that one device may have.
 pub static IN_FLIGHT: Limit = Limit::new(256, 1, 4096);
-/// `vfs.asyncpager.readahead.latency_min`: microseconds from which on a
-/// device's latency is worth hiding.
-pub static LATENCY_MIN: Limit = Limit::new(1500, 0, 10_000_000);
 /// `vfs.asyncpager.readahead.poll`: microseconds between two looks at the
 /// consumers.
 pub static POLL: Limit = Limit::new(2000, 500, 1_000_000);
@@ -121,10 +118,6 @@ fn limits() -> Limits {
     Limits { initial: pages(&INITIAL).clamp(1, max), max, chunk: buf::max_pages().max(1) }
 }
 
-fn is_worth_hiding(device: usize) -> bool {
-    latency::is_worth_hiding(device, LATENCY_MIN.get())
-}
-
 fn pace(device: usize) -> Pace {
     let (rate, trust) = (RATE.load(Ordering::Relaxed), TRUST.load(Ordering::Relaxed));
     Pace { latency_us: latency::of(device), rate, trust, poll_us: POLL.get() }
@@ -171,7 +164,7 @@ pub fn end() {
 /// An async request had to read. The vnode is locked. Does not sleep.
 pub fn missed(miss: &Miss) {
     let sets = SETS.get();
-    let worth = is_worth_hiding(miss.device);
+    let worth = latency::is_worth_hiding(miss.device);
     if !(worth || miss.ask.unmapped) || !ENABLED.load(Ordering::Relaxed) || sets.is_empty() {
         return;
     }
@@ -262,7 +255,7 @@ pub fn failed(tag: usize) {
 impl Slot {
     /// The pages to read now, and how far to go on while the block map is read.
     fn wants(&self, now: u64) -> Option<(Range<u64>, u64)> {
-        if self.reading || !is_worth_hiding(self.device) {
+        if self.reading || !latency::is_worth_hiding(self.device) {
             return None;
         }
         // Streams share what memory there is.
@@ -422,7 +415,7 @@ fn look(set: &Set, now: u64, budget: &mut u32) -> bool {
     for place in slots.iter_mut() {
         let Some(slot) = place else { continue };
         let idle = slot.stream.idle_us(now) > IDLE_US;
-        if !slot.stream.is_followed() || idle || !is_worth_hiding(slot.device) {
+        if !slot.stream.is_followed() || idle || !latency::is_worth_hiding(slot.device) {
             continue;
         }
         let identity = slot.identity;

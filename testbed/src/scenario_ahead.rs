@@ -52,6 +52,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("map-levels", map_levels),
     ("map-holes", map_holes),
     ("map-error", map_error),
+    ("map-fast", map_fast),
     ("map-no-pbuf", map_no_pbuf),
     ("map-others", map_others),
 ];
@@ -563,7 +564,7 @@ fn map(bed: &mut Bed, _: &Path) -> Result<()> {
 
 /// Two levels of them, in bufs of any shape.
 fn map_levels(bed: &mut Bed, _: &Path) -> Result<()> {
-    slow(bed, 1)?;
+    slow(bed, 2)?;
     let blocks: Vec<_> = (0..900).map(|i| Some(if i % 5 == 0 { 2000 - i } else { i })).collect();
     for unmapped in [true, false] {
         let file = bed.synthetic(4096, &blocks, 900 * P - 5, unmapped);
@@ -576,7 +577,7 @@ fn map_levels(bed: &mut Bed, _: &Path) -> Result<()> {
 
 /// Holes at every level.
 fn map_holes(bed: &mut Bed, _: &Path) -> Result<()> {
-    slow(bed, 1)?;
+    slow(bed, 2)?;
     let one: Vec<_> = (0..400).map(|i| (i % 3 != 1).then_some(i)).collect();
     let file = bed.synthetic(4096, &one, 400 * P - 5, true);
     for first in [12, 13, 14, 200, 399] {
@@ -594,7 +595,7 @@ fn map_holes(bed: &mut Bed, _: &Path) -> Result<()> {
 
 /// An indirect block that cannot be read fails the request, once.
 fn map_error(bed: &mut Bed, _: &Path) -> Result<()> {
-    slow(bed, 1)?;
+    slow(bed, 5)?;
     let file = contiguous(bed);
     let place = file.inode.indirect.place(-12).context("no indirect block")? as u64 * 512;
     let bad = vec![(place..place + BLOCK, libc::EIO)];
@@ -607,6 +608,32 @@ fn map_error(bed: &mut Bed, _: &Path) -> Result<()> {
     ensure!(sent == Err(libc::ENXIO), "{sent:?}");
     bed.disk.behave(Manners::default());
     cold(bed, &file, 20 * BLOCK, BLOCK)
+}
+
+/// A wait that is not worth hiding is none, on a device that is as fast as
+/// it was lately.
+fn map_fast(bed: &mut Bed, _: &Path) -> Result<()> {
+    // So much that a busy machine does not matter.
+    ensure!(sysctl::number("vfs.asyncpager.readahead.latency_min", 40_000) == 0, "sysctl");
+    let file = contiguous(bed);
+    cold(bed, &file, 20 * BLOCK, BLOCK)?;
+    ensure!(counter("maps_read") == 1, "a device that nothing is known of");
+    let again = || {
+        let sending = begin_forgotten(&file, 30 * BLOCK, BLOCK)?;
+        finish(bed, &file, sending, 30 * BLOCK, BLOCK)
+    };
+    again()?;
+    ensure!(counter("maps_read") == 1, "a fast device: {:?}", sysctl::counters());
+    // A slow transfer is remembered for a while.
+    slow(bed, 150)?;
+    bed.disk.behave(Manners::default());
+    (0..4).try_for_each(|i| send(bed, &file, i * BLOCK, P, 0))?;
+    again()?;
+    ensure!(counter("maps_read") == 2, "it may be slow again: {:?}", sysctl::counters());
+    (4..36).try_for_each(|i| send(bed, &file, i / 3 * BLOCK + (1 + i % 3) * P, P, 0))?;
+    again()?;
+    ensure!(counter("maps_read") == 2, "that is long ago: {:?}", sysctl::counters());
+    Ok(())
 }
 
 /// Wherever the bufs run out, no request is lost.

@@ -113,6 +113,7 @@ checks! {
     map_levels: "map-levels",
     map_holes: "map-holes",
     map_error: "map-error",
+    map_fast: "map-fast",
     map_no_pbuf: "map-no-pbuf",
     map_others: "map-others",
     guess: "guess",

@@ -280,6 +280,12 @@ mutations! {
         "table.pointer(stage.index)" => "table.pointer(stage.index ^ 1)";
     hole_in_the_map_read: "map-holes", "src/pager/map.rs",
         "Some((blkno > 0).then_some(blkno))" => "Some(Some(blkno.max(1)))";
+    map_read_apart_for_nothing: "map-fast", "src/pager/chain.rs",
+        "if !latency::may_be_long(place.device.id())" => "if false";
+    slowness_never_forgotten: "map-fast", "src/pager/latency.rs",
+        "longest - longest / 16" => "longest";
+    slowness_not_remembered: "map-fast", "src/pager/latency.rs",
+        "longest - longest / 16" => "0 * longest";
     map_error_believed: "map-error", "src/pager/chain.rs",
         "match chain.settle() {" => "let _ = chain.settle(); match Ok::<(), Errno>(()) {";
     io_from_a_completion: "map", "src/pager/chain.rs",
@@ -339,8 +345,8 @@ mutations! {
         "ump->um_check_blkno == NULL &&" => "";
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
         "Fit::Lost => &stats::PAGES_WASTED" => "Fit::Lost => &stats::RESETS";
-    fast_disks_followed: "stream-switches", "src/readahead/mod.rs",
-        "latency::is_worth_hiding(device, LATENCY_MIN.get())" => "latency::of(device) > 0";
+    fast_disks_followed: "stream-switches", "src/pager/latency.rs",
+        "is_long(entry.us(), entry.small.us(), MIN.get())" => "entry.us() > 0";
     any_number_will_do: "stream-switches", "src/kpi/sysctl.rs",
         "if new < limit.min || new > limit.max {" => "if false {";
     unload_leaves_the_timer: "stream-unmount", "src/readahead/mod.rs",
