@@ -280,6 +280,8 @@ mutations! {
         "table.pointer(stage.index)" => "table.pointer(stage.index ^ 1)";
     hole_in_the_map_read: "map-holes", "src/pager/map.rs",
         "Some((blkno > 0).then_some(blkno))" => "Some(Some(blkno.max(1)))";
+    neighbour_s_block_zeroed: "small-blocks", "src/pager/complete.rs",
+        "if small { u64::MAX } else" => "if small && part.bytes() == 0 { u64::MAX } else";
     map_read_apart_for_nothing: "map-fast", "src/pager/chain.rs",
         "if !latency::may_be_long(place.device.id())" => "if false";
     slowness_never_forgotten: "map-fast", "src/pager/latency.rs",
