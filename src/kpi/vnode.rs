@@ -95,6 +95,18 @@ impl<'a> Vnode<'a> {
         unsafe { (*self.0.as_ptr()).v_mount }
     }
 
+    /// What tells the filesystem's mounting from others, earlier ones on the
+    /// same device included; not to be looked behind.
+    pub fn mounting(&self) -> usize {
+        let mount = self.mount();
+        if mount.is_null() {
+            return 0;
+        }
+        // SAFETY: a vnode that is not doomed keeps its mount. The number of
+        // times that this structure was used is set before that.
+        (mount as usize).wrapping_add(unsafe { (*mount).mnt_gen } as usize)
+    }
+
     /// The device below, without a look at the block map. Never sleeps.
     pub fn device(&self) -> Result<Device<'a>, Errno> {
         let mut bo = ptr::null_mut();

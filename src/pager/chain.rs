@@ -45,6 +45,7 @@ pub fn promise(call: &Bmap<'_>) -> Option<u32> {
     // Most calls end here: the map is in memory.
     let (path, _) = missing(call.vnode, call.lbn)?;
     let place = place(call.vnode)?;
+    latency::mounted(place.device.id(), call.vnode.mounting());
     if !latency::may_be_long(place.device.id()) {
         return None;
     }

@@ -16,6 +16,8 @@ const DEVICES: usize = 64;
 /// [`Device::id`](crate::kpi::vnode::Device::id), or 0.
 struct Entry {
     id: AtomicUsize,
+    /// Since when; see [`mounted`].
+    mounting: AtomicUsize,
     in_flight: AtomicU32,
     /// Of all transfers.
     all: Average,
@@ -61,11 +63,38 @@ impl Entry {
     const fn new() -> Self {
         Self {
             id: AtomicUsize::new(0),
+            mounting: AtomicUsize::new(0),
             in_flight: AtomicU32::new(0),
             all: Average::new(),
             small: Average::new(),
             longest_us: AtomicU32::new(0),
         }
+    }
+
+    fn forget(&self) {
+        self.all.forget();
+        self.small.forget();
+        self.longest_us.store(0, Ordering::Relaxed);
+    }
+
+    /// A transfer of `bytes` took `us`.
+    fn add(&self, us: u32, bytes: u32) {
+        let before = self.all.us();
+        let after = self.all.add(us);
+        LAST_US.store(after, Ordering::Relaxed);
+        let latency = if bytes <= SMALL {
+            self.small.add(us);
+            us
+        } else {
+            if after / SLOWER > before {
+                // What small ones took says nothing about this device.
+                self.small.forget();
+            }
+            us / LARGE
+        };
+        let longest = self.longest_us.load(Ordering::Relaxed);
+        let longest = latency.max(longest - longest / 16).max(1);
+        self.longest_us.store(longest, Ordering::Relaxed);
     }
 
     /// See [`of`].
@@ -84,6 +113,9 @@ static LAST_US: AtomicU32 = AtomicU32::new(0);
 /// No new device is taken for a faster one: what is read ahead for nothing
 /// costs less than what somebody waits for.
 const UNKNOWN_US: u32 = 10_000;
+
+/// By so much a device does not become slower of itself.
+const SLOWER: u32 = 4;
 
 /// Bytes of a small transfer, at most.
 const SMALL: u32 = 32 * 4096;
@@ -111,10 +143,19 @@ fn take_over(id: usize) -> &'static Entry {
     let unused = |entry: &&Entry| entry.in_flight.load(Ordering::Relaxed) == 0;
     let entry = from_home(id).find(unused).unwrap_or(&ENTRIES[0]);
     entry.id.store(id, Ordering::Relaxed);
-    entry.all.forget();
-    entry.small.forget();
-    entry.longest_us.store(0, Ordering::Relaxed);
+    entry.forget();
     entry
+}
+
+/// A filesystem on the device is in use, see
+/// [`Vnode::mounting`](crate::kpi::vnode::Vnode::mounting). With another
+/// mounting than before, another device may be in this one's place.
+pub fn mounted(id: usize, mounting: usize) {
+    let entry = entry(id);
+    if entry.mounting.load(Ordering::Relaxed) != mounting {
+        entry.mounting.store(mounting, Ordering::Relaxed);
+        entry.forget();
+    }
 }
 
 /// A buf is on its way.
@@ -129,16 +170,7 @@ pub fn sent(part: &mut Pbuf) {
 pub fn came_back(part: &Pbuf) {
     let Some(entry) = left(part) else { return };
     if part.was_alone() {
-        let took = part.took_us();
-        LAST_US.store(entry.all.add(took), Ordering::Relaxed);
-        let is_small = part.bytes() <= SMALL;
-        if is_small {
-            entry.small.add(took);
-        }
-        let latency = if is_small { took } else { took / LARGE };
-        let longest = entry.longest_us.load(Ordering::Relaxed);
-        let longest = latency.max(longest - longest / 16).max(1);
-        entry.longest_us.store(longest, Ordering::Relaxed);
+        entry.add(part.took_us(), part.bytes());
     }
 }
 
@@ -235,6 +267,46 @@ mod tests {
         // Small ones tell more.
         assert!(!is_long(12_000, 1_400, 1500));
         assert!(is_long(2_000, 1_600, 1500));
+    }
+
+    #[test]
+    fn a_device_that_becomes_slower_is_noticed_by_large_transfers() {
+        let entry = Entry::new();
+        (0..9).for_each(|i| entry.add(300, if i % 2 == 0 { SMALL } else { 8 * SMALL }));
+        let is_slow = || is_long(entry.us(), entry.small.us(), 1500);
+        assert!(!is_slow());
+        (0..2).for_each(|_| entry.add(30_000, 8 * SMALL));
+        assert!(is_slow());
+        // A disk that takes its time to move what is large stays what it is.
+        let entry = Entry::new();
+        (0..9).for_each(|_| entry.add(1_000, SMALL));
+        (0..99).for_each(|_| entry.add(3_500, 8 * SMALL));
+        assert!(!is_long(entry.us(), entry.small.us(), 1500));
+    }
+
+    #[test]
+    fn what_was_mounted_before_says_nothing() {
+        let id = 77 << 8;
+        mounted(id, 1);
+        (0..9).for_each(|_| entry(id).add(100, SMALL));
+        assert_eq!((of(id), is_worth_hiding(id), may_be_long(id)), (100, false, false));
+        mounted(id, 1);
+        assert_eq!(of(id), 100);
+        mounted(id, 2);
+        assert!(of(id) >= UNKNOWN_US && may_be_long(id));
+    }
+
+    #[test]
+    fn a_long_transfer_is_remembered_for_a_while() {
+        let id = 78 << 8;
+        assert!(may_be_long(id));
+        entry(id).add(100, SMALL);
+        assert!(!may_be_long(id));
+        entry(id).add(8_000, SMALL);
+        (0..20).for_each(|_| entry(id).add(100, SMALL));
+        assert!(may_be_long(id));
+        (0..10).for_each(|_| entry(id).add(100, SMALL));
+        assert!(!may_be_long(id));
     }
 
     #[test]

@@ -105,6 +105,8 @@ pub struct Miss {
     pub identity: Identity,
     /// The device below, see [`Device::id`].
     pub device: usize,
+    /// The filesystem's, see [`Vnode::mounting`].
+    pub mounting: usize,
     /// Pages of the file.
     pub file: u64,
     /// The pages.
@@ -118,6 +120,7 @@ impl Miss {
         Self {
             identity: Identity::new(vnode, object),
             device: device.id(),
+            mounting: vnode.mounting(),
             file: file.pages,
             ask: Ask {
                 first: target.first,

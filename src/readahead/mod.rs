@@ -164,6 +164,7 @@ pub fn end() {
 /// An async request had to read. The vnode is locked. Does not sleep.
 pub fn missed(miss: &Miss) {
     let sets = SETS.get();
+    latency::mounted(miss.device, miss.mounting);
     let worth = latency::is_worth_hiding(miss.device);
     if !(worth || miss.ask.unmapped) || !ENABLED.load(Ordering::Relaxed) || sets.is_empty() {
         return;

@@ -122,6 +122,9 @@ impl File {
         unsafe {
             (*mp).mnt_stat.f_iosize = mount.block;
             (*mp).mnt_kern_flag = if mount.unmapped { sys::MNTK_UNMAPPED_BUFS } else { 0 };
+            // Each file has a mount of its own here, but a disk is mounted
+            // once: what tells mountings apart is the same for all of its.
+            (*mp).mnt_gen = (disk.bufobj as i32).wrapping_sub(mp as i32);
             for (to, from) in (*mp).mnt_stat.f_mntonname.iter_mut().zip(b"/testbed\0") {
                 *to = *from as c_char;
             }

@@ -286,6 +286,8 @@ mutations! {
         "if !latency::may_be_long(place.device.id())" => "if false";
     slowness_never_forgotten: "map-fast", "src/pager/latency.rs",
         "longest - longest / 16" => "longest";
+    mounted_anew_and_known: "map-fast", "src/pager/latency.rs",
+        "if entry.mounting.load(Ordering::Relaxed) != mounting {" => "if false && mounting > 0 {";
     slowness_not_remembered: "map-fast", "src/pager/latency.rs",
         "longest - longest / 16" => "0 * longest";
     map_error_believed: "map-error", "src/pager/chain.rs",
