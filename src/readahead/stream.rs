@@ -396,9 +396,14 @@ impl Stream {
     }
 
     /// How far it may be read, in a file of `pages`, while a thread waits for
-    /// the block map: until that is over nothing else of it is.
+    /// the block map: until that is over nothing else of it is, and what is
+    /// read then takes as long again. No more, since what the consumer itself
+    /// has asked for may get behind it.
     pub fn reach(&self, pages: u64, room: u32, pace: Pace, limits: Limits) -> u64 {
-        self.front.saturating_add(self.target(room, pace, limits)).min(self.goal(pages))
+        let rate = u64::from(self.rate_or(pace));
+        let soon = rate.saturating_mul(u64::from(pace.latency_us)).saturating_mul(3) / 2_000_000;
+        let most = self.target(room, pace, limits).min(soon + u64::from(limits.chunk));
+        self.front.saturating_add(most).min(self.goal(pages))
     }
 
     /// Pages to have before the consumer.
@@ -719,8 +724,8 @@ mod tests {
     fn while_the_block_map_is_read_it_goes_on_to_the_window_s_end() {
         let stream = whole(30_000);
         let pace = Pace { rate: 30_000, ..SLOW };
-        // Two and a half times 30 ms.
-        assert_eq!(stream.reach(FILE, 9999, pace, LIMITS), 16 + 2250);
+        // One and a half times 30 ms, and a buf.
+        assert_eq!(stream.reach(FILE, 9999, pace, LIMITS), 16 + 1350 + 256);
         assert_eq!(stream.reach(FILE, 700, pace, LIMITS), 16 + 700);
         assert_eq!(stream.reach(600, 9999, pace, LIMITS), 600);
     }
