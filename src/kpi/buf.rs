@@ -183,8 +183,8 @@ pub enum Form {
 /// | `b_pgiodone`, `b_caller1` | | the reply |
 ///
 /// Two kinds of buf have no request's pages. One that reads ahead on its own
-/// (bit 60 of `b_ckhash`) keeps its object in `b_caller1` and a tag in
-/// `b_fsprivate2`. One that reads a part of an indirect block (bit 61) has
+/// (bit 60 of `b_ckhash`) keeps its object in `b_caller1`, a tag in
+/// `b_fsprivate2`, and in `b_dirtyend` how it was judged. One that reads a part of an indirect block (bit 61) has
 /// pages of its own, stays mapped, keeps the level in `b_dirtyend` and a tag in
 /// `b_fsprivate2`, and is a part of the request that `b_fsprivate1` leads.
 ///
@@ -584,13 +584,36 @@ impl Pbuf {
                 self.start(*iodone);
                 None
             }
-            Form::Sync => Some(self.send_sync().wait()),
+            Form::Sync => {
+                let bp = self.start(sys::bdone);
+                // SAFETY: bdone() says when the I/O is over; then the buf is ours again.
+                unsafe { sys::bwait(bp.as_ptr(), sys::PVM as u8, c"appgin".as_ptr()) };
+                Some(Self(bp))
+            }
         }
     }
 
-    /// Send the buf to its device for somebody who waits for it later.
-    pub fn send_sync(self) -> Sent {
-        Sent(self.start(sys::bdone))
+    /// Send the buf to its device before it is known whether what it reads is
+    /// right. `iodone` is called with it as in the async form, and passes it
+    /// on to [`Pbuf::back_from_trial`].
+    pub fn send_on_trial(self, iodone: unsafe extern "C" fn(*mut sys::buf)) -> OnTrial {
+        self.give_up();
+        OnTrial(self.start(iodone))
+    }
+
+    /// The I/O of a buf that was sent on trial is over. Gives it back if it
+    /// was accepted; else it is up to who judges it.
+    pub fn back_from_trial(self) -> Option<Self> {
+        let this = ManuallyDrop::new(self);
+        match OnTrial::state(this.0).swap(BACK, Ordering::AcqRel) {
+            ACCEPTED => Some(Self(this.0)),
+            REJECTED => {
+                // SAFETY: completed; its judge waits in bwait() and has it then.
+                unsafe { sys::bdone(this.0.as_ptr()) };
+                None
+            }
+            _ => None,
+        }
     }
 
     /// Send the buf, which belongs to the disk until `iodone` has been called.
@@ -738,31 +761,53 @@ impl Pbuf {
     }
 }
 
-/// A buf that the disk has and that somebody waits for: whoever drops this, if
-/// nobody has before.
+/// A buf that the disk has and that is yet to be judged. Who comes second,
+/// the judge or its I/O, has it; dropped, it is rejected.
 ///
 /// # Invariants
 ///
-/// The buf was sent with bdone() as its `b_iodone`, and nobody has had it since.
-pub struct Sent(NonNull<sys::buf>);
+/// The buf was sent by [`Pbuf::send_on_trial`] and has not been judged.
+pub struct OnTrial(NonNull<sys::buf>);
 
-impl Sent {
-    /// Sleep until the I/O is over.
-    pub fn wait(self) -> Pbuf {
-        ManuallyDrop::new(self).come_back()
+/// What a buf on trial has come to; at first nothing.
+const BACK: i32 = 1;
+const ACCEPTED: i32 = 2;
+const REJECTED: i32 = 3;
+
+impl OnTrial {
+    /// What it reads is right: its completion gets it, or the caller if it is
+    /// back already. Never sleeps.
+    pub fn accept(self) -> Option<Pbuf> {
+        let this = ManuallyDrop::new(self);
+        let before = Self::state(this.0).swap(ACCEPTED, Ordering::AcqRel);
+        (before == BACK).then(|| Pbuf(this.0))
     }
 
-    fn come_back(&self) -> Pbuf {
-        // SAFETY: bdone() says when the I/O is over, by the invariant; then
-        // the buf is its waiter's.
-        unsafe { sys::bwait(self.0.as_ptr(), sys::PVM as u8, c"appgin".as_ptr()) };
+    /// What it reads is wrong. Sleeps until the I/O is over.
+    pub fn reject(self) -> Pbuf {
+        ManuallyDrop::new(self).take_back()
+    }
+
+    fn take_back(&self) -> Pbuf {
+        if Self::state(self.0).swap(REJECTED, Ordering::AcqRel) != BACK {
+            // SAFETY: alive until it is judged, and `back_from_trial` says
+            // when the I/O is over.
+            unsafe { sys::bwait(self.0.as_ptr(), sys::PVM as u8, c"appgin".as_ptr()) };
+        }
         Pbuf(self.0)
+    }
+
+    fn state(bp: NonNull<sys::buf>) -> &'static AtomicI32 {
+        // SAFETY: an aligned field that is used as an atomic only while the
+        // buf is on trial; it lives until both have come, and nobody keeps
+        // the reference beyond that.
+        unsafe { AtomicI32::from_ptr(&raw mut (*bp.as_ptr()).b_dirtyend) }
     }
 }
 
-impl Drop for Sent {
+impl Drop for OnTrial {
     fn drop(&mut self) {
-        drop(self.come_back());
+        drop(self.take_back());
     }
 }
 

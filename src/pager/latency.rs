@@ -168,24 +168,14 @@ pub fn sent(part: &mut Pbuf) {
 
 /// A buf has come back just now.
 pub fn came_back(part: &Pbuf) {
-    let Some(entry) = left(part) else { return };
-    if part.was_alone() {
-        entry.add(part.took_us(), part.bytes());
-    }
-}
-
-/// A buf has come back some time ago.
-pub fn came_back_before(part: &Pbuf) {
-    let _ = left(part);
-}
-
-/// One buf less is on its way to its device.
-fn left(part: &Pbuf) -> Option<&'static Entry> {
-    let entry = entry(part.device()?.id());
+    let Some(device) = part.device() else { return };
+    let entry = entry(device.id());
     // An entry may have been taken over meanwhile.
     let less = |n: u32| n.checked_sub(1);
     let _ = entry.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    Some(entry)
+    if part.was_alone() {
+        entry.add(part.took_us(), part.bytes());
+    }
 }
 
 /// Bufs behind which one still counts as alone.

@@ -14,14 +14,18 @@
 
 use core::{
     ops::Range,
+    ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
-use super::load::load;
+use super::load::{discard, finish, load};
 use crate::{
-    kpi::buf::{Pbuf, Sent},
+    kpi::{
+        buf::{OnTrial, Pbuf},
+        sys,
+    },
     pager::{
-        chain, complete, latency,
+        chain, latency,
         plan::{DEV_BSIZE, PAGE, Run, Step},
         request::Place,
         submit,
@@ -41,7 +45,15 @@ const SOON: u64 = 64;
 pub struct Guess {
     pages: Range<u64>,
     blkno: i64,
-    bufs: [Option<Sent>; BUFS],
+    parts: [Option<Part>; BUFS],
+}
+
+/// A buf with so many pages from `pindex` on, which reads from `blkno`.
+struct Part {
+    buf: OnTrial,
+    pindex: u64,
+    pages: u32,
+    blkno: i64,
 }
 
 impl Guess {
@@ -49,28 +61,28 @@ impl Guess {
     /// most likely are, as long as guesses come out right and the device has
     /// less than `in_flight`. `None` when the block map is in memory, or
     /// nothing can be said. May sleep for a buffer.
-    pub fn begin(place: &Place<'_>, range: Range<u64>, in_flight: u32) -> Option<Self> {
+    pub fn begin(place: &Place<'_>, range: Range<u64>, tag: usize, in_flight: u32) -> Option<Self> {
         let (path, (_, map)) = chain::missing(place.vnode, place.lbn(range.start))?;
         let [stage] = path.stages() else { return None };
         let block = place.geometry.block;
         let inside = range.start.saturating_mul(PAGE) % block.max(1);
         let behind = stage.index.saturating_add(1).saturating_mul(block).saturating_add(inside);
         let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
-        let mut guess = Self { pages: range, blkno, bufs: [const { None }; BUFS] };
+        let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS] };
         let bufs = LUCK.bufs();
         if bufs > 0 && ENABLED.load(Ordering::Relaxed) {
             // First: nothing can be told before it is there.
             if !place.vnode.read_block(stage.lbn, map) {
                 return None;
             }
-            guess.send(place, bufs, in_flight);
+            guess.send(place, bufs, tag, in_flight);
         }
         Some(guess)
     }
 
-    fn send(&mut self, place: &Place<'_>, bufs: usize, in_flight: u32) {
+    fn send(&mut self, place: &Place<'_>, bufs: usize, tag: usize, in_flight: u32) {
         let mut at = self.pages.start;
-        for buf in self.bufs.iter_mut().take(bufs) {
+        for part in self.parts.iter_mut().take(bufs) {
             let most = u64::from(place.geometry.max_pages);
             let most = if at == self.pages.start { most.min(SOON) } else { most };
             let pages = self.pages.end.saturating_sub(at).min(most);
@@ -84,42 +96,45 @@ impl Guess {
             let (start, len) = (at.saturating_mul(PAGE), pages.saturating_mul(PAGE));
             let run = Run { start, len, blkno, behind: 0, ahead: 0 };
             // What cannot be had is read when the map is there.
-            let Ok((there, part)) = load(place, run) else { return };
-            let new = part.as_ref().map_or(0, Pbuf::ahead);
-            *buf = part.map(|mut part| {
+            let Ok((there, loaded)) = load(place, run) else { return };
+            let new = loaded.as_ref().map_or(0, Pbuf::ahead);
+            let pindex = at.saturating_add(u64::from(there));
+            *part = loaded.map(|mut buf| {
                 stats::PAGES_GUESSED.add(new);
-                submit::sent(&mut part);
-                part.send_sync()
+                buf.hold_object(&place.object, tag);
+                submit::sent(&mut buf);
+                let blkno = buf.blkno();
+                Part { buf: buf.send_on_trial(iodone), pindex, pages: new, blkno }
             });
-            at = at.saturating_add(u64::from(there.saturating_add(new)));
+            at = pindex.saturating_add(u64::from(new));
         }
     }
 
-    /// Wait for the bufs and keep what the map, which is in memory now, says
-    /// was right. Gives the index behind the last page of what was read and
-    /// is right without a gap, and how many pages were read.
+    /// Keep what the map, which is in memory now, says is right, when it is
+    /// there, and wait for the rest until it is gone. Gives the index behind
+    /// the last page that is right without a gap, and how many are right.
     pub fn judge(mut self, place: &Place<'_>) -> (u64, u32) {
         let soon = self.pages.end.saturating_sub(self.pages.start).min(SOON) as u32;
         let begins = is_at(place, self.pages.start, soon, self.blkno);
-        let (mut all, mut to, mut read, mut whole) = (begins, self.pages.start, 0, true);
-        for part in self.bufs.iter_mut().filter_map(Option::take).map(come_back) {
-            let (first, pages) = (part.first_pindex().unwrap_or(0), part.npages());
-            let right = is_at(place, first, pages, part.blkno());
-            all &= right;
-            if !right {
-                stats::PAGES_MISTAKEN.add(pages);
-            }
-            let valid = right && keep(part);
-            stats::IN_FLIGHT.leave();
-            if valid {
+        let (mut all, mut to, mut read) = (begins, self.pages.start, 0);
+        // Nobody waits for what is right because of what is wrong.
+        let mut wrong = [const { None }; BUFS];
+        for (part, wrong) in self.parts.iter_mut().zip(&mut wrong) {
+            let Some(Part { buf, pindex, pages, blkno }) = part.take() else { continue };
+            if is_at(place, pindex, pages, blkno) {
+                buf.accept().map(finish);
                 read += pages;
-            }
-            whole &= valid;
-            if whole {
-                // Pages between the bufs were there before.
-                to = first.saturating_add(u64::from(pages));
+                if all {
+                    // Pages between the bufs were there before.
+                    to = pindex.saturating_add(u64::from(pages));
+                }
+            } else {
+                all = false;
+                stats::PAGES_MISTAKEN.add(pages);
+                *wrong = Some(buf);
             }
         }
+        wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);
         LUCK.note(begins, all);
         (to, read)
     }
@@ -128,27 +143,24 @@ impl Guess {
 impl Drop for Guess {
     /// There is no map, and nothing is kept.
     fn drop(&mut self) {
-        for part in self.bufs.iter_mut().filter_map(Option::take).map(come_back) {
-            drop(part);
-            stats::IN_FLIGHT.leave();
-        }
+        let parts = self.parts.iter_mut().filter_map(Option::take);
+        parts.map(|part| part.buf.reject()).for_each(discard);
     }
 }
 
-fn come_back(sent: Sent) -> Pbuf {
-    let part = sent.wait();
-    latency::came_back_before(&part);
-    part
-}
-
-/// Make what a buf has read valid. False, and nothing is there, when it could
-/// not be read.
-fn keep(mut part: Pbuf) -> bool {
-    let good = complete::settle(&mut part).is_ok();
-    if !good {
-        stats::WINDOW_ERRORS.add(1);
+/// `b_iodone` of a guess's bufs.
+///
+/// # Safety
+///
+/// Called by the disk's completion thread with a buf that [`Guess::send`] has sent.
+unsafe extern "C" fn iodone(bp: *mut sys::buf) {
+    let Some(bp) = NonNull::new(bp) else { return };
+    // SAFETY: the caller's promise.
+    let part = unsafe { Pbuf::from_iodone(bp) };
+    latency::came_back(&part);
+    if let Some(part) = part.back_from_trial() {
+        finish(part);
     }
-    good
 }
 
 /// Whether the block map has so many pages from `pindex` on at `blkno` and

@@ -7,7 +7,7 @@ use crate::{
         systm,
     },
     pager::{
-        PBUFS,
+        PBUFS, complete,
         plan::{DEV_BSIZE, PAGE, Run},
         request::Place,
         submit,
@@ -61,6 +61,23 @@ pub fn load(place: &Place<'_>, run: Run) -> Result<(u32, Option<Pbuf>), Why> {
     stats::PAGES_WINDOW.add(new);
     stats::WINDOW_BUFS.add(1);
     Ok((there, Some(part)))
+}
+
+/// A loaded buf has come back: make what it has read valid.
+pub fn finish(mut part: Pbuf) {
+    // A page that could not be read is gone again: who needs it asks for it,
+    // and hears of the error.
+    if complete::settle(&mut part).is_err() {
+        stats::WINDOW_ERRORS.add(1);
+        super::failed(part.tag());
+    }
+    discard(part);
+}
+
+/// A loaded buf has come back, and what it has read is not to be used.
+pub fn discard(part: Pbuf) {
+    drop(part);
+    stats::IN_FLIGHT.leave();
 }
 
 /// Pages that may be allocated for nobody in particular: those that are free

@@ -5,7 +5,7 @@ use core::{ops::Range, ptr::NonNull};
 
 use super::{
     guess::Guess,
-    load::{Why, load},
+    load::{Why, finish, load},
 };
 use crate::{
     kpi::{
@@ -15,7 +15,7 @@ use crate::{
         vnode_if,
     },
     pager::{
-        complete, latency,
+        latency,
         map::Path,
         plan::{PAGE, Run, Step},
         request::Place,
@@ -38,8 +38,8 @@ pub struct Outcome {
 /// Read the pages of `range` that are not there, in as few bufs as the disk's
 /// layout allows; up to `reach` where the block map has to be read first.
 ///
-/// Called in a thread that may sleep: for the block map, and for data that
-/// the disk has been asked for together with it.
+/// Called in a thread that may sleep: for the block map, and for what was
+/// read together with it and turns out to be wrong.
 pub fn read(
     identity: Identity,
     range: Range<u64>,
@@ -96,7 +96,8 @@ fn walk(
             return Err(Why::Saturated);
         }
         let position = outcome.to.saturating_mul(PAGE);
-        let guess = Guess::begin(place, outcome.to..end.max(reach.min(file.pages)), in_flight);
+        let far = outcome.to..end.max(reach.min(file.pages));
+        let guess = Guess::begin(place, far, tag, in_flight);
         let step = place.step(position, end.saturating_mul(PAGE)).map_err(|_| Why::NoMap)?;
         if let Some(guess) = guess {
             let (to, new) = guess.judge(place);
@@ -152,14 +153,7 @@ fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, u32), Why> {
 unsafe extern "C" fn iodone(bp: *mut sys::buf) {
     let Some(bp) = NonNull::new(bp) else { return };
     // SAFETY: the caller's promise.
-    let mut part = unsafe { Pbuf::from_iodone(bp) };
+    let part = unsafe { Pbuf::from_iodone(bp) };
     latency::came_back(&part);
-    // A page that could not be read is gone again: who needs it asks for it,
-    // and hears of the error.
-    if complete::settle(&mut part).is_err() {
-        stats::WINDOW_ERRORS.add(1);
-        super::failed(part.tag());
-    }
-    drop(part);
-    stats::IN_FLIGHT.leave();
+    finish(part);
 }
