@@ -122,7 +122,9 @@ impl Guess {
         for (part, wrong) in self.parts.iter_mut().zip(&mut wrong) {
             let Some(Part { buf, pindex, pages, blkno }) = part.take() else { continue };
             if is_at(place, pindex, pages, blkno) {
-                buf.accept().map(finish);
+                if let Some(back) = buf.accept() {
+                    finish(back);
+                }
                 read += pages;
                 if all {
                     // Pages between the bufs were there before.

@@ -332,7 +332,15 @@ mutations! {
     guess_not_judged: "guess-wrong", "src/readahead/guess.rs",
         "Ok(Step::Read(run)) if run.blkno == blkno =>" => "Ok(Step::Read(run)) if run.len > 0 =>";
     guess_kept_when_wrong: "guess-wrong", "src/readahead/guess.rs",
-        "let valid = right && keep(part);" => "let valid = keep(part);";
+        "wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);" => "wrong.into_iter().flatten().filter_map(OnTrial::accept).for_each(finish);";
+    guess_not_waited_for: "guess-wrong", "src/readahead/guess.rs",
+        "wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);" => "core::mem::forget(wrong);";
+    accepted_and_left: "guess", "src/kpi/buf.rs",
+        "(before == BACK).then(|| Pbuf(this.0))" => "(before > REJECTED).then(|| Pbuf(this.0))";
+    rejected_in_flight: "guess-wrong", "src/kpi/buf.rs",
+        "swap(REJECTED, Ordering::AcqRel) != BACK" => "swap(REJECTED, Ordering::AcqRel) > REJECTED";
+    back_before_it_is_judged: "guess", "src/kpi/buf.rs",
+        "ACCEPTED => Some(Self(this.0))," => "ACCEPTED | 0 => Some(Self(this.0)),";
     guess_tried_again_at_once: "guess-wrong", "src/readahead/guess.rs",
         "(false, _) => 0," => "(false, _) => 3,";
     guess_never_tried_again: "guess-luck", "src/readahead/guess.rs",
