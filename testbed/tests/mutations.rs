@@ -333,8 +333,6 @@ mutations! {
         "Ok(Step::Read(run)) if run.blkno == blkno =>" => "Ok(Step::Read(run)) if run.len > 0 =>";
     guess_kept_when_wrong: "guess-wrong", "src/readahead/guess.rs",
         "wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);" => "wrong.into_iter().flatten().filter_map(OnTrial::accept).for_each(finish);";
-    guess_not_waited_for: "guess-wrong", "src/readahead/guess.rs",
-        "wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);" => "core::mem::forget(wrong);";
     accepted_and_left: "guess", "src/kpi/buf.rs",
         "(before == BACK).then(|| Pbuf(this.0))" => "(before > REJECTED).then(|| Pbuf(this.0))";
     rejected_in_flight: "guess-wrong", "src/kpi/buf.rs",
