@@ -119,7 +119,8 @@ impl Tally {
 
 /// Threads inside one of the module's VOPs.
 pub static INSIDE: Passage = Passage::new();
-/// Async bufs whose `b_iodone` is still to come or has not returned.
+/// Async bufs whose `b_iodone` is still to come, or has not returned unless
+/// it is about to.
 pub static IN_FLIGHT: Tally = Tally::new();
 
 /// Get the counters their memory and show them below `parent`, those of

@@ -190,11 +190,12 @@ pub enum Form {
 ///
 /// # Invariants
 ///
-/// The buf came from a live [`PbufZone`] and nobody else uses it, its lead's
-/// atomics excepted. `b_pages[..b_npages]` are busied pages: the first
-/// `b_pgbefore` and the last `b_pgafter` of them were allocated by us, the
-/// ones between belong to the request. On a lead, `b_pages` from `b_pgbefore`
-/// on holds all pages of the request, those behind `b_npages` included.
+/// The buf came from a live [`PbufZone`] and nobody else uses it, but for a
+/// lead's atomics and the one of a buf [on trial](OnTrial).
+/// `b_pages[..b_npages]` are busied pages: the first `b_pgbefore` and the last
+/// `b_pgafter` of them were allocated by us, the ones between belong to the
+/// request. On a lead, `b_pages` from `b_pgbefore` on holds all pages of the
+/// request, those behind `b_npages` included.
 #[repr(transparent)]
 pub struct Pbuf(NonNull<sys::buf>);
 
@@ -211,7 +212,8 @@ const ALONE: u64 = 1 << 59;
 impl Pbuf {
     /// # Safety
     ///
-    /// `bp` is a buf that [`Pbuf::send`] has sent and that has completed.
+    /// `bp` is a buf that [`Pbuf::send`] or [`Pbuf::send_on_trial`] has sent
+    /// and that has completed.
     pub unsafe fn from_iodone(bp: NonNull<sys::buf>) -> Self {
         Self(bp)
     }

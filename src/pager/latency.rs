@@ -23,7 +23,8 @@ struct Entry {
     all: Average,
     /// Of small ones: what is left when moving the bytes takes no time.
     small: Average,
-    /// The longest lately, forgotten little by little; 0 if nothing is known.
+    /// The longest lately, waiting in the device's queue included, forgotten
+    /// little by little; 0 if nothing is known.
     longest_us: AtomicU32,
 }
 
@@ -50,7 +51,7 @@ impl Average {
 
     /// One more; gives the average with it.
     fn add(&self, us: u32) -> u32 {
-        let us = us.clamp(1, 10_000_000);
+        let us = us.clamp(1, LONGEST_US);
         let before = self.us();
         let above = self.above.swap(if us > before { us } else { 0 }, Ordering::Relaxed);
         let after = blend(before, above, us);
@@ -71,30 +72,58 @@ impl Entry {
         }
     }
 
+    /// See [`mounted`].
+    fn mounted(&self, mounting: usize) {
+        if self.mounting.load(Ordering::Relaxed) != mounting {
+            self.mounting.store(mounting, Ordering::Relaxed);
+            self.forget();
+        }
+    }
+
     fn forget(&self) {
         self.all.forget();
         self.small.forget();
         self.longest_us.store(0, Ordering::Relaxed);
     }
 
-    /// A transfer of `bytes` took `us`.
-    fn add(&self, us: u32, bytes: u32) {
-        let before = self.all.us();
-        let after = self.all.add(us);
-        LAST_US.store(after, Ordering::Relaxed);
-        let latency = if bytes <= SMALL {
+    /// A transfer of `bytes` took `us`, and found the device `alone`.
+    fn add(&self, us: u32, bytes: u32, alone: bool) {
+        let is_small = bytes <= SMALL;
+        let latency = if is_small { us } else { us / LARGE }.clamp(1, LONGEST_US);
+        let longer = |longest: u32| Some(latency.max(longest - longest / 16));
+        let _ = self.longest_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, longer);
+        if !alone {
+            return;
+        }
+        let all = self.all.add(us);
+        LAST_US.store(all, Ordering::Relaxed);
+        if is_small {
             self.small.add(us);
-            us
-        } else {
-            if after / SLOWER > before {
-                // What small ones took says nothing about this device.
-                self.small.forget();
-            }
-            us / LARGE
-        };
-        let longest = self.longest_us.load(Ordering::Relaxed);
-        let longest = latency.max(longest - longest / 16).max(1);
-        self.longest_us.store(longest, Ordering::Relaxed);
+        } else if all / LARGE / SLOWER > self.small.us() {
+            // Small ones have been sent to a faster device than this one is.
+            self.small.forget();
+        }
+    }
+
+    /// What the device takes before it moves the first byte.
+    fn latency_us(&self) -> u32 {
+        match (self.small.us(), self.all.us()) {
+            (0, 0) => UNKNOWN_US,
+            // Most of a large one's time may have gone into moving its bytes.
+            (0, us) => us / LARGE,
+            // Small ones tell more.
+            (us, _) => us,
+        }
+    }
+
+    /// See [`is_worth_hiding`].
+    fn is_worth_hiding(&self) -> bool {
+        self.latency_us() >= MIN.get()
+    }
+
+    /// See [`may_be_long`].
+    fn may_be_long(&self) -> bool {
+        self.is_worth_hiding() || self.longest_us.load(Ordering::Relaxed) >= MIN.get()
     }
 
     /// See [`of`].
@@ -114,8 +143,11 @@ static LAST_US: AtomicU32 = AtomicU32::new(0);
 /// costs less than what somebody waits for.
 const UNKNOWN_US: u32 = 10_000;
 
-/// By so much a device does not become slower of itself.
+/// So many times what small ones take, the latency of large ones is another device's.
 const SLOWER: u32 = 4;
+
+/// No transfer counts for longer.
+const LONGEST_US: u32 = 10_000_000;
 
 /// Bytes of a small transfer, at most.
 const SMALL: u32 = 32 * 4096;
@@ -151,11 +183,7 @@ fn take_over(id: usize) -> &'static Entry {
 /// [`Vnode::mounting`](crate::kpi::vnode::Vnode::mounting). With another
 /// mounting than before, another device may be in this one's place.
 pub fn mounted(id: usize, mounting: usize) {
-    let entry = entry(id);
-    if entry.mounting.load(Ordering::Relaxed) != mounting {
-        entry.mounting.store(mounting, Ordering::Relaxed);
-        entry.forget();
-    }
+    entry(id).mounted(mounting);
 }
 
 /// A buf is on its way.
@@ -173,9 +201,7 @@ pub fn came_back(part: &Pbuf) {
     // An entry may have been taken over meanwhile.
     let less = |n: u32| n.checked_sub(1);
     let _ = entry.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    if part.was_alone() {
-        entry.add(part.took_us(), part.bytes());
-    }
+    entry.add(part.took_us(), part.bytes(), part.was_alone());
 }
 
 /// Bufs behind which one still counts as alone.
@@ -200,23 +226,12 @@ pub fn of(id: usize) -> u32 {
 
 /// Whether the device takes [`MIN`] microseconds for a transfer, however small.
 pub fn is_worth_hiding(id: usize) -> bool {
-    let entry = entry(id);
-    is_long(entry.us(), entry.small.us(), MIN.get())
+    entry(id).is_worth_hiding()
 }
 
-/// Whether a transfer has taken [`MIN`] microseconds lately, or nothing is
-/// known yet: then the next one may.
+/// Whether a transfer may take [`MIN`] microseconds, as one has lately.
 pub fn may_be_long(id: usize) -> bool {
-    let longest = entry(id).longest_us.load(Ordering::Relaxed);
-    longest == 0 || longest >= MIN.get()
-}
-
-/// Whether a device that takes `us` for all transfers and `small` for small
-/// ones, 0 if unknown, takes `min` before it moves the first byte.
-fn is_long(us: u32, small: u32, min: u32) -> bool {
-    // Most of a large one's time may have gone into moving its bytes.
-    let latency = if small == 0 { us / LARGE } else { small };
-    latency >= min
+    entry(id).may_be_long()
 }
 
 /// Of a large transfer's time, this part at least is taken for latency.
@@ -248,55 +263,59 @@ mod tests {
         assert!(average.us() >= 30_000, "{}", average.us());
     }
 
+    const BIG: u32 = 8 * SMALL;
+
+    /// A device that has served `transfers`, each of microseconds and bytes.
+    fn served(transfers: &[(u32, u32)]) -> Entry {
+        let entry = Entry::new();
+        transfers.iter().for_each(|(us, bytes)| entry.add(*us, *bytes, true));
+        entry
+    }
+
     #[test]
     fn moving_bytes_is_not_latency() {
-        assert!(is_long(UNKNOWN_US, 0, 1500), "nothing is known yet");
+        assert!(served(&[]).is_worth_hiding(), "nothing is known yet");
         // 1 MiB from an SSD behind SATA, and from a disk that seeks.
-        assert!(!is_long(2_200, 0, 1500));
-        assert!(is_long(12_000, 0, 1500));
+        assert!(!served(&[(2_200, BIG)]).is_worth_hiding());
+        assert!(served(&[(12_000, BIG)]).is_worth_hiding());
         // Small ones tell more.
-        assert!(!is_long(12_000, 1_400, 1500));
-        assert!(is_long(2_000, 1_600, 1500));
+        assert!(!served(&[(12_000, BIG), (1_400, SMALL)]).is_worth_hiding());
+        assert!(!served(&[&[(1_000, SMALL)], &[(12_000, BIG); 99][..]].concat()).is_worth_hiding());
+        assert!(served(&[(2_000, BIG), (1_600, SMALL)]).is_worth_hiding());
     }
 
     #[test]
     fn a_device_that_becomes_slower_is_noticed_by_large_transfers() {
-        let entry = Entry::new();
-        (0..9).for_each(|i| entry.add(300, if i % 2 == 0 { SMALL } else { 8 * SMALL }));
-        let is_slow = || is_long(entry.us(), entry.small.us(), 1500);
-        assert!(!is_slow());
-        (0..2).for_each(|_| entry.add(30_000, 8 * SMALL));
-        assert!(is_slow());
-        // A disk that takes its time to move what is large stays what it is.
-        let entry = Entry::new();
-        (0..9).for_each(|_| entry.add(1_000, SMALL));
-        (0..99).for_each(|_| entry.add(3_500, 8 * SMALL));
-        assert!(!is_long(entry.us(), entry.small.us(), 1500));
+        let entry = served(&[(300, SMALL), (2_200, BIG), (300, SMALL), (2_200, BIG)]);
+        assert!(!entry.is_worth_hiding());
+        (0..2).for_each(|_| entry.add(15_000, BIG, true));
+        assert!(entry.is_worth_hiding());
     }
 
     #[test]
     fn what_was_mounted_before_says_nothing() {
-        let id = 77 << 8;
-        mounted(id, 1);
-        (0..9).for_each(|_| entry(id).add(100, SMALL));
-        assert_eq!((of(id), is_worth_hiding(id), may_be_long(id)), (100, false, false));
-        mounted(id, 1);
-        assert_eq!(of(id), 100);
-        mounted(id, 2);
-        assert!(of(id) >= UNKNOWN_US && may_be_long(id));
+        let entry = served(&[(100, SMALL); 9]);
+        entry.mounted(1);
+        entry.add(100, SMALL, true);
+        entry.mounted(1);
+        assert_eq!((entry.us(), entry.is_worth_hiding(), entry.may_be_long()), (100, false, false));
+        entry.mounted(2);
+        assert!(entry.us() >= UNKNOWN_US && entry.is_worth_hiding() && entry.may_be_long());
     }
 
     #[test]
     fn a_long_transfer_is_remembered_for_a_while() {
-        let id = 78 << 8;
-        assert!(may_be_long(id));
-        entry(id).add(100, SMALL);
-        assert!(!may_be_long(id));
-        entry(id).add(8_000, SMALL);
-        (0..20).for_each(|_| entry(id).add(100, SMALL));
-        assert!(may_be_long(id));
-        (0..10).for_each(|_| entry(id).add(100, SMALL));
-        assert!(!may_be_long(id));
+        let entry = served(&[(100, SMALL)]);
+        assert!(!entry.may_be_long());
+        // What waits for others counts too: so would the next one.
+        entry.add(8_000, SMALL, false);
+        (0..20).for_each(|_| entry.add(100, SMALL, true));
+        assert!(entry.may_be_long() && !entry.is_worth_hiding());
+        (0..10).for_each(|_| entry.add(100, SMALL, true));
+        assert!(!entry.may_be_long());
+        // Who is long for small ones is so whatever large ones took.
+        let entry = served(&[&[(5_000, SMALL)], &[(5_600, BIG); 50][..]].concat());
+        assert!(entry.may_be_long());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! no more misses; but what sits in a socket buffer is wired, so a timer looks
 //! for the last wired page of each window. What a [`stream`] wants is read by
 //! threads of our own ([`window`]): they may wait for the block map, and for
-//! what they read together with it ([`guess`]).
+//! what was read together with it ([`guess`]) and turns out to be wrong.
 //!
 //! Streams live in sets of [`WAYS`], found by their file; a set's oldest
 //! stream makes room for a new one. Nothing here keeps a file: a stream knows

@@ -77,6 +77,8 @@ impl Latency {
 pub struct Manners {
     /// Time from a buf's arrival to its completion.
     pub latency: Latency,
+    /// Bytes of the device that take so much longer.
+    pub late: Option<(Range<u64>, Duration)>,
     /// Bytes of the device that cannot be read, and the errno to say so.
     pub bad: Vec<(Range<u64>, c_int)>,
     /// Of 100 transfers, how many fail with EIO.
@@ -96,6 +98,19 @@ enum Work {
     Buf(usize),
     /// A read of the testbed's own: the models of the original VOPs.
     Read(Range<u64>, Box<dyn FnOnce(Outcome) + Send>),
+}
+
+impl Work {
+    fn range(&self) -> Range<u64> {
+        match self {
+            Work::Buf(bp) => {
+                // SAFETY: the buf is the disk's until b_iodone is called.
+                let buf = unsafe { &*(*bp as *const sys::buf) };
+                buf.b_iooffset as u64..(buf.b_iooffset + buf.b_bcount) as u64
+            }
+            Work::Read(range, _) => range.clone(),
+        }
+    }
 }
 
 /// A disk.
@@ -203,6 +218,11 @@ impl Disk {
         self.arrived.notify_all();
     }
 
+    /// How many transfers it has yet to begin.
+    pub fn waiting(&self) -> usize {
+        self.queue.lock().unwrap().len()
+    }
+
     /// End the disk's thread.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
@@ -269,8 +289,13 @@ impl Disk {
     }
 
     fn enqueue(&self, work: Work) {
-        let latency = self.manners.lock().unwrap().latency;
-        let due = Instant::now() + latency.draw(&mut self.rng.lock().unwrap());
+        let range = work.range();
+        let manners = self.manners.lock().unwrap();
+        let latency = manners.latency.draw(&mut self.rng.lock().unwrap());
+        let is_there = |late: &Range<u64>| range.start < late.end && late.start < range.end;
+        let late = manners.late.iter().find(|(late, _)| is_there(late));
+        let due = Instant::now() + latency + late.map_or(Duration::ZERO, |(_, more)| *more);
+        drop(manners);
         self.queue.lock().unwrap().push((due, work));
         self.arrived.notify_all();
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Scenarios of pages that are read before the block map tells where they are.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{ops::Range, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use asyncpager::kpi::sys;
@@ -10,6 +10,7 @@ use crate::{
     bed::Bed,
     disk::Manners,
     indirect::DIRECT,
+    locks::VnodeLocked,
     scenario::{Run, counter},
     scenario_ahead::{BLOCK, P, ahead, cold, ready, send, settle, slow, wait_until},
     sysctl, taskqueue,
@@ -21,6 +22,10 @@ use crate::{
 const FIRST: u64 = DIRECT * BLOCK / P;
 /// Behind what a consumer may be left to ask for itself.
 const BEHIND: u64 = FIRST + 40;
+/// A page that is surely read with the map.
+const LAST: u64 = FIRST + 400;
+/// Where the indirect block of a straight file lies.
+const MAP: Range<u64> = (AT + DIRECT) * BLOCK..(AT + DIRECT + 1) * BLOCK;
 /// Blocks of the files here.
 const BLOCKS: u64 = 200;
 const SIZE: u64 = BLOCKS * BLOCK - 700;
@@ -30,6 +35,7 @@ const AT: u64 = 10;
 /// All of them, by name.
 pub const ALL: &[(&str, Run)] = &[
     ("guess", guess),
+    ("guess-late", guess_late),
     ("guess-wrong", guess_wrong),
     ("guess-luck", guess_luck),
     ("guess-error", guess_error),
@@ -67,27 +73,52 @@ fn busied(file: &File, pindex: u64) -> bool {
     vm::resident(file.object, pindex).is_some_and(|page| page.is_busy())
 }
 
-/// What the first indirect block leads to is read together with it.
-fn guess(bed: &mut Bed, _: &Path) -> Result<()> {
-    slow(bed, 5)?;
-    let file = straight(bed);
+/// Send the beginning of a file of which what lies in `late` does not come.
+fn begin_late(bed: &Bed, file: &File, late: Range<u64>) -> Result<()> {
+    let late = Some((late, Duration::from_secs(600)));
+    bed.disk.behave(Manners { late, ..manners() });
     taskqueue::hold(true);
-    send(bed, &file, 0, 16 * P, 100)?;
-    let forever = Duration::from_secs(600).into();
-    bed.disk.behave(Manners { latency: forever, ..Manners::default() });
+    send(bed, file, 0, 16 * P, 100)?;
     taskqueue::hold(false);
-    let last = FIRST + 400;
-    let read = || busied(&file, BEHIND) && busied(&file, last);
-    wait_until("it is read before the block map is there", read)?;
-    bed.disk.behave(Manners { latency: Duration::from_millis(5).into(), ..Manners::default() });
+    wait_until("what lies behind is read", || (BEHIND..=LAST).all(|page| busied(file, page)))
+}
+
+fn manners() -> Manners {
+    Manners { latency: Duration::from_millis(5).into(), ..Manners::default() }
+}
+
+/// Let everything come, and find it there.
+fn there(bed: &Bed, file: &File) -> Result<()> {
+    bed.disk.behave(manners());
     bed.disk.hurry();
     settle()?;
-    let there = || (BEHIND..=last).all(|pindex| ready(&file, pindex));
-    ensure!(there(), "it is not there together with the map");
-    send(bed, &file, 0, SIZE, 0)?;
+    let there = || (BEHIND..=LAST).all(|pindex| ready(file, pindex));
+    wait_until("it is there", there)?;
+    send(bed, file, 0, SIZE, 0)?;
     settle()?;
     ensure!(ahead("mistaken") == 0, "{:?}", sysctl::counters());
     Ok(())
+}
+
+/// What the first indirect block leads to is read together with it, and may
+/// be back before it.
+fn guess(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let file = straight(bed);
+    begin_late(bed, &file, MAP)?;
+    wait_until("only the map is missing", || bed.disk.waiting() == 1)?;
+    there(bed, &file)
+}
+
+/// What is right is not waited for.
+fn guess_late(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let file = straight(bed);
+    begin_late(bed, &file, MAP.end..MAP.end + (LAST + 1) * P)?;
+    settle()?;
+    drop(VnodeLocked::new(file.vnode, true, "VOP_LOCK"));
+    ensure!(busied(&file, LAST), "it is not on its way any more");
+    there(bed, &file)
 }
 
 /// Where the map says something else nothing of it is kept, and it is not

@@ -521,6 +521,7 @@ fn disturb(
                 } else {
                     Latency::default()
                 },
+                late: None,
                 bad: if one_in(rng, 2) { vec![(at..at + 4096, libc::EIO)] } else { vec![] },
                 fail_percent: if one_in(rng, 3) { rng.u8(1..40) } else { 0 },
                 short: one_in(rng, 16),

@@ -117,6 +117,7 @@ checks! {
     map_no_pbuf: "map-no-pbuf",
     map_others: "map-others",
     guess: "guess",
+    guess_late: "guess-late",
     guess_wrong: "guess-wrong",
     guess_luck: "guess-luck",
     guess_error: "guess-error",

@@ -287,7 +287,7 @@ mutations! {
     slowness_never_forgotten: "map-fast", "src/pager/latency.rs",
         "longest - longest / 16" => "longest";
     mounted_anew_and_known: "map-fast", "src/pager/latency.rs",
-        "if entry.mounting.load(Ordering::Relaxed) != mounting {" => "if false && mounting > 0 {";
+        "if self.mounting.load(Ordering::Relaxed) != mounting {" => "if false && mounting > 0 {";
     slowness_not_remembered: "map-fast", "src/pager/latency.rs",
         "longest - longest / 16" => "0 * longest";
     map_error_believed: "map-error", "src/pager/chain.rs",
@@ -333,6 +333,8 @@ mutations! {
         "Ok(Step::Read(run)) if run.blkno == blkno =>" => "Ok(Step::Read(run)) if run.len > 0 =>";
     guess_kept_when_wrong: "guess-wrong", "src/readahead/guess.rs",
         "wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);" => "wrong.into_iter().flatten().filter_map(OnTrial::accept).for_each(finish);";
+    right_and_waited_for: "guess-late", "src/readahead/guess.rs",
+        "if let Some(back) = buf.accept() {" => "if let Some(back) = Some(buf.reject()) {";
     accepted_and_left: "guess", "src/kpi/buf.rs",
         "(before == BACK).then(|| Pbuf(this.0))" => "(before > REJECTED).then(|| Pbuf(this.0))";
     rejected_in_flight: "guess-wrong", "src/kpi/buf.rs",
@@ -356,7 +358,7 @@ mutations! {
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
         "Fit::Lost => &stats::PAGES_WASTED" => "Fit::Lost => &stats::RESETS";
     fast_disks_followed: "stream-switches", "src/pager/latency.rs",
-        "is_long(entry.us(), entry.small.us(), MIN.get())" => "entry.us() > 0";
+        "self.latency_us() >= MIN.get()" => "self.us() > 0";
     any_number_will_do: "stream-switches", "src/kpi/sysctl.rs",
         "if new < limit.min || new > limit.max {" => "if false {";
     unload_leaves_the_timer: "stream-unmount", "src/readahead/mod.rs",
