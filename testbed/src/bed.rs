@@ -19,6 +19,9 @@ use crate::{
     vfs::{Bmap, File, Mount},
 };
 
+/// What is done in a bed: a scenario.
+pub type Run = fn(&mut Bed, &Path) -> Result<()>;
+
 /// See the module's documentation.
 pub struct Bed {
     /// The module; `None` between unload and load.

@@ -14,7 +14,7 @@ use anyhow::{Result, anyhow, ensure};
 use asyncpager::kpi::sys;
 
 use crate::{
-    bed::Bed,
+    bed::{Bed, Run},
     buf, cpu,
     disk::Manners,
     indirect::Indirect,
@@ -23,7 +23,7 @@ use crate::{
     pager::{Block, swap_free, swap_out},
     scenario_ahead, scenario_guess,
     sendfile::{self, Outcome, Sending, getpages, getpages_async},
-    sysctl,
+    sysctl::{self, counter},
     ufs::Inode,
     vfs::{Bmap, EMULATED, File, Mount, ORIGINAL, vectors},
     vm::{self, PAGE, Page},
@@ -32,9 +32,6 @@ use crate::{
 /// Bytes of the scenarios' disk.
 const DISK: usize = 16 << 20;
 const P: u64 = PAGE as u64;
-
-/// A scenario.
-pub type Run = fn(&mut Bed, &Path) -> Result<()>;
 
 /// All scenarios, by name.
 pub fn all() -> impl Iterator<Item = &'static (&'static str, Run)> {
@@ -86,11 +83,6 @@ pub fn run(name: &str, ko: &Path, seed: u64) -> Result<()> {
     buf::STOCK.store(usize::MAX, Ordering::Relaxed);
     vm::NO_MEMORY.store(false, Ordering::Relaxed);
     bed.finish()
-}
-
-/// A counter of `vfs.asyncpager.stats`.
-pub fn counter(name: &str) -> u64 {
-    sysctl::counters().get(&format!("vfs.asyncpager.stats.{name}")).copied().unwrap_or(u64::MAX)
 }
 
 fn grab(file: &File, first: u64, count: u64) -> Vec<Page> {

@@ -13,13 +13,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    bed::Bed,
+    bed::{Bed, Run},
     buf, callout,
     clock::Patience,
     disk::{self, Manners},
-    scenario::{Run, counter},
     sendfile::Sending,
-    sysctl, taskqueue,
+    sysctl::{self, ahead, counter},
+    taskqueue,
     vfs::File,
     vm::{self, PAGE},
 };
@@ -56,13 +56,6 @@ pub const ALL: &[(&str, Run)] = &[
     ("map-no-pbuf", map_no_pbuf),
     ("map-others", map_others),
 ];
-
-pub fn ahead(name: &str) -> u64 {
-    sysctl::counters()
-        .get(&format!("vfs.asyncpager.readahead.stats.{name}"))
-        .copied()
-        .unwrap_or(u64::MAX)
-}
 
 /// A disk that is slow enough for its latency to be worth hiding, and that
 /// the module has learned this about.

@@ -7,13 +7,13 @@ use anyhow::{Result, ensure};
 use asyncpager::kpi::sys;
 
 use crate::{
-    bed::Bed,
+    bed::{Bed, Run},
     disk::Manners,
     indirect::DIRECT,
     locks::VnodeLocked,
-    scenario::{Run, counter},
-    scenario_ahead::{BLOCK, P, ahead, cold, ready, send, settle, slow, wait_until},
-    sysctl, taskqueue,
+    scenario_ahead::{BLOCK, P, cold, ready, send, settle, slow, wait_until},
+    sysctl::{self, ahead, counter},
+    taskqueue,
     vfs::File,
     vm,
 };

@@ -59,6 +59,16 @@ pub fn write(path: &str, value: bool) -> c_int {
     number(path, u32::from(value))
 }
 
+/// A counter of `vfs.asyncpager.stats`.
+pub fn counter(name: &str) -> u64 {
+    counters().get(&format!("vfs.asyncpager.stats.{name}")).copied().unwrap_or(u64::MAX)
+}
+
+/// A counter of `vfs.asyncpager.readahead.stats`.
+pub fn ahead(name: &str) -> u64 {
+    counters().get(&format!("vfs.asyncpager.readahead.stats.{name}")).copied().unwrap_or(u64::MAX)
+}
+
 /// Write a number, as sysctl(8) does. The handler's errno, or ENOENT.
 pub fn number(path: &str, value: u32) -> c_int {
     let oids = OIDS.lock().unwrap();
