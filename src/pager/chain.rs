@@ -71,11 +71,14 @@ fn place(vnode: Vnode<'_>) -> Option<Place<'_>> {
     (place.is_served() && !place.geometry.small_blocks()).then_some(place)
 }
 
-/// The way to a block, and the first stage of it, with its place on the
-/// device, that is not in memory. `None` unless the disk would have to be
+/// The way to a block, and the first stage of it that is not in memory, with
+/// its place on the device.
+pub type Missing = (Path, (usize, i64));
+
+/// What of the way to a block is not in memory. `None` unless the disk would have to be
 /// read to find the block, and everything from that stage down is on the disk
 /// only.
-pub fn missing(vnode: Vnode<'_>, lbn: u64) -> Option<(Path, (usize, i64))> {
+pub fn missing(vnode: Vnode<'_>, lbn: u64) -> Option<Missing> {
     let path = Path::new(lbn, vnode.pointers()?.per_block)?;
     let stages = path.stages();
     let (level, stage) =

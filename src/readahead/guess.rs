@@ -25,7 +25,8 @@ use crate::{
         sys,
     },
     pager::{
-        chain, latency,
+        chain::Missing,
+        latency,
         plan::{DEV_BSIZE, PAGE, Run, Step},
         request::Place,
         submit,
@@ -57,12 +58,18 @@ struct Part {
 }
 
 impl Guess {
-    /// Have the block map read, and send bufs to where the pages of `range`
-    /// most likely are, as long as guesses come out right and the device has
-    /// less than `in_flight`. `None` when the block map is in memory, or
-    /// nothing can be said. May sleep for a buffer.
-    pub fn begin(place: &Place<'_>, range: Range<u64>, tag: usize, in_flight: u32) -> Option<Self> {
-        let (path, (_, map)) = chain::missing(place.vnode, place.lbn(range.start))?;
+    /// Have the block map read, whose only level that the first page of
+    /// `range` hangs on is `missing`, and send bufs to where the pages most
+    /// likely are, as long as guesses come out right and the device has less
+    /// than `in_flight`. `None` when nothing can be said. May sleep for a buffer.
+    pub fn begin(
+        place: &Place<'_>,
+        missing: &Missing,
+        range: Range<u64>,
+        tag: usize,
+        in_flight: u32,
+    ) -> Option<Self> {
+        let (path, (_, map)) = *missing;
         let [stage] = path.stages() else { return None };
         let block = place.geometry.block;
         let inside = range.start.saturating_mul(PAGE) % block.max(1);

@@ -30,6 +30,8 @@ pub enum Why {
     Saturated,
     /// The block map cannot be read.
     NoMap,
+    /// It had to be read first.
+    Waited,
 }
 
 /// Load one buf with what of `run` is not there yet, but for so many pages

@@ -25,6 +25,7 @@ use core::{
 use self::{
     load::Why,
     stream::{Fit, Limits, Pace, Stream},
+    window::{Outcome, Window},
 };
 use crate::{
     kpi::{
@@ -315,42 +316,51 @@ impl Work for Set {
             if STOPPED.load(Ordering::Acquire) || !ENABLED.load(Ordering::Relaxed) {
                 return;
             }
-            let (identity, wanted, generation, unmapped) = {
-                let mut slots = self.slots.lock();
-                let Some(Some(slot)) = slots.get_mut(way) else { continue };
-                let (wanted, unmapped) = (slot.wants(systm::uptime_us()), slot.unmapped.take());
-                if let Some((range, _)) = &wanted {
-                    slot.reading = true;
-                    slot.stream.reading(range);
-                }
-                (slot.identity, wanted, slot.generation, unmapped)
-            };
-            if let Some((range, reach)) = wanted {
-                self.read(way, identity, generation, range, reach);
-            }
-            // Most likely the window has brought it.
-            if let Some(page) = unmapped {
-                window::look_up(identity, page);
+            // After a wait for the block map it wants something else.
+            if self.serve(way, false) == Some(Why::Waited) {
+                self.serve(way, true);
             }
         }
     }
 }
 
 impl Set {
-    /// Read a window of the stream in slot `way`.
-    fn read(&self, way: usize, identity: Identity, generation: u32, range: Range<u64>, reach: u64) {
-        let tag = (self.index * WAYS + way) | (generation as usize) << 32;
-        let from = range.start;
-        let window::Outcome { to, new, why } =
-            window::read(identity, range, reach, tag, IN_FLIGHT.get());
+    /// Read what the stream in slot `way` wants. Gives why that was not all.
+    fn serve(&self, way: usize, patient: bool) -> Option<Why> {
+        let (identity, wanted, generation, unmapped) = {
+            let mut slots = self.slots.lock();
+            let slot = slots.get_mut(way)?.as_mut()?;
+            let (wanted, unmapped) = (slot.wants(systm::uptime_us()), slot.unmapped.take());
+            if let Some((range, _)) = &wanted {
+                slot.reading = true;
+                slot.stream.reading(range);
+            }
+            (slot.identity, wanted, slot.generation, unmapped)
+        };
+        let why = wanted.and_then(|(pages, reach)| {
+            let tag = (self.index * WAYS + way) | (generation as usize) << 32;
+            let from = pages.start;
+            let window = Window { pages, reach, tag, in_flight: IN_FLIGHT.get(), patient };
+            self.has_read(way, generation, from, window::read(identity, &window))
+        });
+        // Most likely the window has brought it.
+        if let Some(page) = unmapped {
+            window::look_up(identity, page);
+        }
+        why
+    }
+
+    /// A window from page `from` on has been read. Gives why not all of it.
+    fn has_read(&self, way: usize, generation: u32, from: u64, outcome: Outcome) -> Option<Why> {
+        let Outcome { to, new, why } = outcome;
         stats::WINDOWS.add(1);
         let mut slots = self.slots.lock();
-        let Some(place) = slots.get_mut(way) else { return };
+        let place = slots.get_mut(way)?;
         if let Some(slot) = place.as_mut().filter(|slot| slot.generation == generation) {
             slot.reading = false;
             slot.stream.read(from..to, new, systm::uptime_us());
             match why {
-                None => {}
+                None | Some(Why::Waited) => {}
                 Some(Why::Gone) => *place = None,
                 Some(Why::NoMap) => slot.stream.halt(),
                 Some(Why::Locked) => stats::NOT_LOCKED.add(1),
@@ -359,6 +369,7 @@ impl Set {
                 Some(Why::Saturated) => stats::NOT_SATURATED.add(1),
             }
         }
+        why
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         vnode_if,
     },
     pager::{
-        latency,
+        chain, latency,
         map::Path,
         plan::{PAGE, Run, Step},
         request::Place,
@@ -23,6 +23,21 @@ use crate::{
     },
     stats,
 };
+
+/// A window that is to be read.
+pub struct Window {
+    /// Its pages.
+    pub pages: Range<u64>,
+    /// How far to go on where it can be read together with the block map.
+    pub reach: u64,
+    /// Names its stream to whoever has to do with a buf of it.
+    pub tag: usize,
+    /// Bufs that the device may have.
+    pub in_flight: u32,
+    /// Whether it is still to be read after a wait for the block map, when
+    /// its consumer has gone on.
+    pub patient: bool,
+}
 
 /// What has become of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,20 +50,14 @@ pub struct Outcome {
     pub why: Option<Why>,
 }
 
-/// Read the pages of `range` that are not there, in as few bufs as the disk's
-/// layout allows; up to `reach` where the block map has to be read first.
+/// Read the pages of a window that are not there, in as few bufs as the disk's
+/// layout allows.
 ///
 /// Called in a thread that may sleep: for the block map, and for what was
 /// read together with it and turns out to be wrong.
-pub fn read(
-    identity: Identity,
-    range: Range<u64>,
-    reach: u64,
-    tag: usize,
-    in_flight: u32,
-) -> Outcome {
-    let mut outcome = Outcome { to: range.start, new: 0, why: None };
-    let walked = within(identity, |place| walk(place, range, reach, tag, in_flight, &mut outcome));
+pub fn read(identity: Identity, window: &Window) -> Outcome {
+    let mut outcome = Outcome { to: window.pages.start, new: 0, why: None };
+    let walked = within(identity, |place| walk(place, window, &mut outcome));
     outcome.why = walked.and_then(|walked| walked).err();
     outcome
 }
@@ -77,17 +86,11 @@ fn within<T>(identity: Identity, f: impl FnOnce(&Place<'_>) -> T) -> Result<T, W
     Ok(f(&place))
 }
 
-fn walk(
-    place: &Place<'_>,
-    range: Range<u64>,
-    reach: u64,
-    tag: usize,
-    in_flight: u32,
-    outcome: &mut Outcome,
-) -> Result<(), Why> {
+fn walk(place: &Place<'_>, window: &Window, outcome: &mut Outcome) -> Result<(), Why> {
+    let Window { ref pages, reach, tag, in_flight, patient } = *window;
     let (device, file) = (place.device, place.file);
-    let end = range.end.min(file.pages);
-    if end <= range.start {
+    let end = pages.end.min(file.pages);
+    if end <= pages.start {
         // The file has become shorter.
         return Err(Why::Gone);
     }
@@ -97,7 +100,8 @@ fn walk(
         }
         let position = outcome.to.saturating_mul(PAGE);
         let far = outcome.to..end.max(reach.min(file.pages));
-        let guess = Guess::begin(place, far, tag, in_flight);
+        let missing = chain::missing(place.vnode, place.lbn(outcome.to));
+        let guess = missing.as_ref().and_then(|map| Guess::begin(place, map, far, tag, in_flight));
         let step = place.step(position, end.saturating_mul(PAGE)).map_err(|_| Why::NoMap)?;
         if let Some(guess) = guess {
             let (to, new) = guess.judge(place);
@@ -106,6 +110,9 @@ fn walk(
                 outcome.to = to;
                 continue;
             }
+        }
+        if missing.is_some() && !patient {
+            return Err(Why::Waited);
         }
         match step {
             // sendfile(2) finds out about a hole without the disk.
@@ -117,7 +124,7 @@ fn walk(
             }
         }
     }
-    bring(place, end.saturating_add(end - range.start));
+    bring(place, end.saturating_add(end - pages.start));
     Ok(())
 }
 

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Scenarios of pages that are read before the block map tells where they are.
 
-use std::{ops::Range, path::Path, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use asyncpager::kpi::sys;
@@ -11,7 +16,7 @@ use crate::{
     disk::Manners,
     indirect::DIRECT,
     locks::VnodeLocked,
-    scenario_ahead::{BLOCK, P, cold, ready, send, settle, slow, wait_until},
+    scenario_ahead::{BLOCK, P, cold, ready, send, settle, slow, undisturbed, wait_until},
     sysctl::{self, ahead, counter},
     taskqueue,
     vfs::File,
@@ -42,6 +47,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("guess-end", guess_end),
     ("guess-off", guess_off),
     ("map-untrusted", map_untrusted),
+    ("map-gone-on", map_gone_on),
 ];
 
 /// A file whose indirect block is at block `indirect` of the disk, and what
@@ -224,4 +230,32 @@ fn map_untrusted(bed: &mut Bed, _: &Path) -> Result<()> {
         sysctl::counters()
     );
     Ok(())
+}
+
+/// Who has gone on while a window waited for the block map gets another one:
+/// before it a gap is left, which it can ask for itself.
+fn map_gone_on(bed: &mut Bed, _: &Path) -> Result<()> {
+    ensure!(sysctl::number("vfs.asyncpager.readahead.guess", 0) == 0, "sysctl");
+    undisturbed(|| {
+        slow(bed, 60)?;
+        let file = straight(bed);
+        let late = Some((MAP, Duration::from_secs(600)));
+        bed.disk.behave(Manners { late, ..manners() });
+        let begin = Instant::now();
+        let windows = ahead("windows");
+        send(bed, &file, 0, 16 * P, 100)?;
+        // Without one that would have come too late anyway there is no gap at first.
+        let quick = begin.elapsed() < Duration::from_millis(20);
+        wait_until("only the map is missing", || bed.disk.waiting() == 1)?;
+        ensure!(ahead("windows") == windows, "a window without its map");
+        bed.disk.behave(manners());
+        bed.disk.hurry();
+        settle()?;
+        wait_until("it is there", || ready(&file, BEHIND))?;
+        let left = (FIRST..FIRST + 8).all(|pindex| vm::resident(file.object, pindex).is_none());
+        ensure!(left || !quick, "the consumer finds its next pages busied");
+        send(bed, &file, 0, SIZE, 0)?;
+        settle()?;
+        Ok(quick)
+    })
 }

@@ -124,6 +124,7 @@ checks! {
     guess_end: "guess-end",
     guess_off: "guess-off",
     map_untrusted: "map-untrusted",
+    map_gone_on: "map-gone-on",
 }
 
 /// Images with 4, 32 and 64 KiB blocks and files of all shapes.

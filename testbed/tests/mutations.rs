@@ -333,6 +333,8 @@ mutations! {
         "Ok(Step::Read(run)) if run.blkno == blkno =>" => "Ok(Step::Read(run)) if run.len > 0 =>";
     guess_kept_when_wrong: "guess-wrong", "src/readahead/guess.rs",
         "wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);" => "wrong.into_iter().flatten().filter_map(OnTrial::accept).for_each(finish);";
+    gone_on_and_not_noticed: "map-gone-on", "src/readahead/window.rs",
+        "if missing.is_some() && !patient {" => "if missing.is_some() && !patient && in_flight == 0 {";
     right_and_waited_for: "guess-late", "src/readahead/guess.rs",
         "if let Some(back) = buf.accept() {" => "if let Some(back) = Some(buf.reject()) {";
     accepted_and_left: "guess", "src/kpi/buf.rs",
