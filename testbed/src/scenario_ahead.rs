@@ -250,7 +250,7 @@ const LOOKS: u64 = 32;
 
 /// Do what is spoilt when the host stands still in the middle of it, until it
 /// does not.
-pub fn undisturbed(mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+fn undisturbed(mut done: impl FnMut() -> Result<bool>) -> Result<()> {
     for _ in 0..20 {
         if done()? {
             return Ok(());

@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Scenarios of pages that are read before the block map tells where they are.
 
-use std::{
-    ops::Range,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use asyncpager::kpi::sys;
@@ -16,7 +11,7 @@ use crate::{
     disk::Manners,
     indirect::DIRECT,
     locks::VnodeLocked,
-    scenario_ahead::{BLOCK, P, cold, ready, send, settle, slow, undisturbed, wait_until},
+    scenario_ahead::{BLOCK, P, cold, ready, send, settle, slow, wait_until},
     sysctl::{self, ahead, counter},
     taskqueue,
     vfs::File,
@@ -132,7 +127,11 @@ fn guess_late(bed: &mut Bed, _: &Path) -> Result<()> {
 fn guess_wrong(bed: &mut Bed, _: &Path) -> Result<()> {
     slow(bed, 5)?;
     let file = crooked(bed);
+    // It is still on its way when the map is there.
+    let late = Some((MAP.end..MAP.end + (LAST + 1) * P, Duration::from_millis(200)));
+    bed.disk.behave(Manners { late, ..manners() });
     begin(bed, &file)?;
+    bed.disk.behave(manners());
     let (guessed, mistaken) = (ahead("guessed"), ahead("mistaken"));
     ensure!(guessed > 0 && mistaken == guessed, "{:?}", sysctl::counters());
     send(bed, &file, 0, SIZE, 0)?;
@@ -236,26 +235,20 @@ fn map_untrusted(bed: &mut Bed, _: &Path) -> Result<()> {
 /// before it a gap is left, which it can ask for itself.
 fn map_gone_on(bed: &mut Bed, _: &Path) -> Result<()> {
     ensure!(sysctl::number("vfs.asyncpager.readahead.guess", 0) == 0, "sysctl");
-    undisturbed(|| {
+    // Only a thread that is late itself leaves a gap at first: not every time.
+    for _ in 0..10 {
         slow(bed, 60)?;
         let file = straight(bed);
         let late = Some((MAP, Duration::from_secs(600)));
         bed.disk.behave(Manners { late, ..manners() });
-        let begin = Instant::now();
-        let windows = ahead("windows");
         send(bed, &file, 0, 16 * P, 100)?;
-        // Without one that would have come too late anyway there is no gap at first.
-        let quick = begin.elapsed() < Duration::from_millis(20);
         wait_until("only the map is missing", || bed.disk.waiting() == 1)?;
-        ensure!(ahead("windows") == windows, "a window without its map");
         bed.disk.behave(manners());
         bed.disk.hurry();
         settle()?;
         wait_until("it is there", || ready(&file, BEHIND))?;
         let left = (FIRST..FIRST + 8).all(|pindex| vm::resident(file.object, pindex).is_none());
-        ensure!(left || !quick, "the consumer finds its next pages busied");
-        send(bed, &file, 0, SIZE, 0)?;
-        settle()?;
-        Ok(quick)
-    })
+        ensure!(left, "the consumer finds its next pages busied");
+    }
+    Ok(())
 }
