@@ -193,7 +193,7 @@ fn clients_begin_one_after_another() {
 
 #[test]
 fn a_signal_ends_it_in_good_order() {
-    let child = command(&["run", "-w=random", "--size=8M", "--latency=20ms", "--rounds=1000"])
+    let mut child = command(&["run", "-w=random", "--size=8M", "--latency=20ms", "--rounds=1000"])
         .args(["--testbed", "--quiet", "--ko"])
         .arg(ko())
         .stdout(Stdio::piped())
@@ -201,12 +201,14 @@ fn a_signal_ends_it_in_good_order() {
         .spawn()
         .unwrap();
     // Once it catches SIGINT, whenever it comes.
+    let pid = child.id();
     let caught = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t")).unwrap();
         u64::from_str_radix(mask, 16).unwrap() & 1 << (libc::SIGINT - 1) != 0
     };
     while !caught() {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended by itself");
         std::thread::sleep(Duration::from_millis(5));
     }
     // SAFETY: our own child, which has not been waited for.
