@@ -174,6 +174,7 @@ fn bindings(platform: &Platform, includes: &[PathBuf], out: &Path) -> Result<()>
         "rwlock",
         "mtx",
         "lock",
+        "cv",
         "callout",
         "task",
         "taskqueue",
@@ -184,7 +185,7 @@ fn bindings(platform: &Platform, includes: &[PathBuf], out: &Path) -> Result<()>
         .allowlist_type("modeventtype|obj_type")
         .allowlist_function("shim_.*")
         .allowlist_function(
-            "pbuf_zsecond_create|uma_zdestroy|uma_zone_set_max|pbgetbo|pbrelbo|bdone|bwait|runningbufwakeup",
+            "uma_zdestroy|pbgetbo|pbrelbo|bdone|bwait",
         )
         .allowlist_function(
             "vm_page_(alloc|lookup|find_least|valid|set_valid_range|zero_invalid|free_invalid|readahead_finish)",

@@ -32,17 +32,17 @@ static LOADED: AtomicBool = AtomicBool::new(false);
 impl Module for Asyncpager {
     fn load() -> Result<(), Errno> {
         module::check_kernel()?;
-        pager::PBUFS.create().inspect_err(|error| kprintln!("no pbufs, errno {error}"))?;
-        tunables::register().inspect_err(|error| {
-            kprintln!("no sysctls, errno {error}");
-            pager::PBUFS.destroy();
+        // Tunables first: they say how much of the rest there is.
+        tunables::register().inspect_err(|error| kprintln!("no sysctls, errno {error}"))?;
+        pager::start().inspect_err(|error| {
+            kprintln!("no memory for bufs, errno {error}");
+            tunables::release();
         })?;
         readahead::start().inspect_err(|error| {
             kprintln!("no memory for streams, errno {error}");
+            pager::end();
             tunables::release();
-            pager::PBUFS.destroy();
         })?;
-        pager::late::start();
         // From here on MOD_UNLOAD, which comes after a failure too, undoes all.
         LOADED.store(true, Ordering::Relaxed);
         vop::take()
@@ -59,9 +59,8 @@ impl Module for Asyncpager {
         // A forced unload comes without quiesce; otherwise this finds nothing to do.
         vop::restore()?;
         readahead::end();
-        pager::late::end();
+        pager::end();
         tunables::release();
-        pager::PBUFS.destroy();
         LOADED.store(false, Ordering::Relaxed);
         Ok(())
     }

@@ -82,8 +82,8 @@ counters! {
     FAILED, c"failed", c"Requests that failed before any I/O";
     /// Requests whose block map was read first, without anybody waiting.
     MAPS_READ, c"maps_read", c"Requests whose block map was read first, without waiting";
-    /// Calls that found no pbuf.
-    NO_PBUF, c"no_pbuf", c"Calls that found no pbuf and went another way";
+    /// Times that a request waited for a buf.
+    WAITED_BUF, c"waited_buf", c"Times that a request waited for a buf";
 }
 
 /// How many are somewhere now.
@@ -104,6 +104,12 @@ impl Tally {
     /// `n` more.
     pub fn enter(&self, n: usize) {
         self.0.fetch_add(n, Ordering::AcqRel);
+    }
+
+    /// One more, unless there are `most` already.
+    pub fn enter_below(&self, most: usize) -> bool {
+        let more = |n: usize| (n < most).then(|| n.saturating_add(1));
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).is_ok()
     }
 
     /// One less.

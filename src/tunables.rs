@@ -9,7 +9,7 @@ use crate::{
         sys,
         sysctl::{self, Context},
     },
-    pager::latency,
+    pager::{bufs, latency},
     readahead, stats, vop,
 };
 
@@ -32,11 +32,13 @@ pub fn register() -> Result<(), Errno> {
             c"Do not let sendfile wait for a file's block map",
             &vop::MAP,
         )?;
+        let descr = c"Bufs for I/O; 0: as many as the vnode pager has";
+        CONTEXT.limit(node, c"bufs", descr, &bufs::BUFS, true)?;
         let below = CONTEXT.node(node, c"readahead", c"Read-ahead that follows streams")?;
         let descr = c"Follow streams; 0: read ahead only what a call wishes for";
         CONTEXT.switch(below, c"enabled", descr, &readahead::ENABLED)?;
         let descr = c"Read a file's first indirect block and what it leads to at once";
-        CONTEXT.switch(below, c"guess", descr, &readahead::guess::ENABLED)?;
+        CONTEXT.switch(below, c"guess", descr, &readahead::speculative::ENABLED)?;
         for (name, descr, limit, boot) in [
             (c"max", c"Bytes read ahead of one stream, at most", &readahead::MAX, false),
             (c"initial", c"Bytes read ahead of a new stream", &readahead::INITIAL, false),

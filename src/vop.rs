@@ -9,16 +9,15 @@ use core::{
 use crate::{
     kpi::{
         errno::Errno,
+        getpages::{self, Getpages},
         proc::{self, Threads},
         smp, sys, systm,
         vm_pager::PagerError,
         vnode::Vnode,
-        vnode_if::{
-            self, Bmap, BmapFn, Getpages, GetpagesAsyncFn, GetpagesFn, Slot, Vector, Which,
-        },
+        vnode_if::{self, Bmap, BmapFn, GetpagesAsyncFn, GetpagesFn, Slot, Vector, Which},
     },
     kprintln,
-    pager::{self, chain, request::Answer},
+    pager::{self, deferred, request::Answer, worker},
     readahead, stats,
 };
 
@@ -116,7 +115,7 @@ unsafe extern "C" fn getpages_async(ap: *mut sys::vop_getpages_async_args) -> c_
         Answer::Emulate(vop) => {
             stats::CALLS_EMULATED.add(1);
             // SAFETY: unanswered; the sync VOP does not know of iodone.
-            let result = unsafe { vector.original_sync(&mut vnode_if::sync_args(&*ap)) }
+            let result = unsafe { vector.original_sync(&mut getpages::sync_args(&*ap)) }
                 .map_or(Err(PagerError::Error), PagerError::check);
             vop.reply.send(result.map_err(PagerError::errno));
             code(result)
@@ -176,7 +175,7 @@ unsafe extern "C" fn bmap(ap: *mut sys::vop_bmap_args) -> c_int {
         && proc::in_sendfile()
         // Who needs the map next finds it in memory only if read-ahead brings it.
         && readahead::ENABLED.load(Ordering::Relaxed)
-        && let Some(pages) = chain::promise(&call)
+        && let Some(pages) = deferred::promise(&call)
         && PROMISED.note()
     {
         // Noted first: who has seen the switch off counts this thread.
@@ -277,7 +276,7 @@ fn drain() -> Result<(), Errno> {
     wait_until("threads", || stats::INSIDE.now())?;
     readahead::stop();
     wait_until("bufs", || stats::IN_FLIGHT.now() as u64)?;
-    pager::late::drain();
+    worker::drain();
     // Who has just left still has to return through our code.
     smp::pass_every_cpu();
     Ok(())

@@ -1,20 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "wrapper.h"
 
-/*
- * KPI that only some releases have is weak here, so that a module for the
- * wrong release still links and can say in its own words why it refuses to
- * load (see src/kpi/module.rs).  Not on arm64, where a weak symbol needs a GOT
- * and the kernel's linker has none: there it is the linker that refuses.
- */
-#ifdef __amd64__
-#if __FreeBSD_version < 1500000
-#pragma weak runningbufspace
-#else
-#pragma weak runningbufclaim
-#endif
-#endif
-
 void
 shim_VM_OBJECT_WLOCK(vm_object_t object)
 {
@@ -75,46 +61,94 @@ shim_vnp_size(vm_object_t object)
 	return (object->un_pager.vnp.vnp_size);
 }
 
-struct buf *
-shim_pbuf_alloc(uma_zone_t zone, int flags)
+void *
+shim_uma_zalloc(uma_zone_t zone, int flags)
 {
 	return (uma_zalloc(zone, flags));
 }
 
 void
-shim_pbuf_free(uma_zone_t zone, struct buf *bp)
+shim_uma_zfree(uma_zone_t zone, void *item)
 {
-	uma_zfree(zone, bp);
+	uma_zfree(zone, item);
+}
+
+uma_zone_t
+shim_uma_zcreate(const char *name, size_t size)
+{
+	return (uma_zcreate(name, size, NULL, NULL, NULL, NULL, UMA_ALIGN_PTR,
+	    0));
+}
+
+/* What a buf maps its pages into: maxphys, and a page for a start inside of one. */
+#define	BUF_KVA_SIZE	(maxphys + PAGE_SIZE)
+
+/*
+ * Make zeroed memory a buf.  Its lock belongs to the kernel for as long as the
+ * buf exists: every thread may complete it.  False when there is no address space.
+ */
+bool
+shim_buf_init(struct buf *bp)
+{
+	bp->b_kvabase = (void *)kva_alloc(BUF_KVA_SIZE);
+	if (bp->b_kvabase == NULL)
+		return (false);
+	bp->b_kvasize = BUF_KVA_SIZE;
+	LIST_INIT(&bp->b_dep);
+	BUF_LOCKINIT(bp, "asyncpager");
+	BUF_LOCK(bp, LK_EXCLUSIVE | LK_NOWAIT, NULL);
+	BUF_KERNPROC(bp);
+	return (true);
 }
 
 void
-shim_BUF_KERNPROC(struct buf *bp)
+shim_buf_fini(struct buf *bp)
 {
-	BUF_KERNPROC(bp);
+	BUF_UNLOCK(bp);
+	BUF_LOCKFREE(bp);
+	kva_free((vm_offset_t)bp->b_kvabase, BUF_KVA_SIZE);
+}
+
+/* What pbuf_ctor() does for a pbuf, but for the lock. */
+void
+shim_buf_reset(struct buf *bp)
+{
+	bp->b_vp = NULL;
+	bp->b_bufobj = NULL;
+	bp->b_rcred = NOCRED;
+	bp->b_wcred = NOCRED;
+	bp->b_qindex = 0;
+	bp->b_data = bp->b_kvabase;
+	bp->b_xflags = 0;
+	bp->b_flags = B_MAXPHYS | B_ASYNC;
+	bp->b_iodone = NULL;
+	bp->b_runningbufspace = 0;
+}
+
+/* Make the buf ready for an I/O, which ends with a call of iodone. */
+void
+shim_buf_begin(struct buf *bp, void (*iodone)(struct buf *))
+{
+	bp->b_flags &= ~B_DONE;
+	bp->b_ioflags = 0;
+	bp->b_error = 0;
+	bp->b_resid = 0;
+	bp->b_iodone = iodone;
+}
+
+/* Why the buf's I/O has failed; 0 if it has not. */
+int
+shim_buf_error(const struct buf *bp)
+{
+	if ((bp->b_ioflags & BIO_ERROR) == 0)
+		return (0);
+	return (bp->b_error != 0 ? bp->b_error : EIO);
 }
 
 void
 shim_bstrategy(struct buf *bp)
 {
 	bstrategy(bp);
-}
-
-void
-shim_runningbuf_claim(struct buf *bp, int bytes)
-{
-#if __FreeBSD_version < 1500000
-	bp->b_runningbufspace = bytes;
-	atomic_add_long(&runningbufspace, bytes);
-#else
-	runningbufclaim(bp, bytes);
-#endif
-}
-
-/* A buf whose b_pages has room for maxphys. */
-bool
-shim_buf_is_wide(const struct buf *bp)
-{
-	return ((bp->b_flags & B_MAXPHYS) != 0);
 }
 
 /* The size of a uma(9) zone's items, as vm.uma.*.size tells it; 0 if unknown. */
@@ -138,6 +172,17 @@ shim_hold_creds(struct buf *bp)
 {
 	bp->b_rcred = crhold(curthread->td_ucred);
 	bp->b_wcred = crhold(curthread->td_ucred);
+}
+
+void
+shim_drop_creds(struct buf *bp)
+{
+	if (bp->b_rcred != NOCRED)
+		crfree(bp->b_rcred);
+	if (bp->b_wcred != NOCRED)
+		crfree(bp->b_wcred);
+	bp->b_rcred = NOCRED;
+	bp->b_wcred = NOCRED;
 }
 
 void
@@ -298,6 +343,30 @@ void
 shim_mtx_unlock(struct mtx *m)
 {
 	mtx_unlock(m);
+}
+
+void
+shim_cv_init(struct cv *cv, const char *name)
+{
+	cv_init(cv, name);
+}
+
+void
+shim_cv_destroy(struct cv *cv)
+{
+	cv_destroy(cv);
+}
+
+void
+shim_cv_wait(struct cv *cv, struct mtx *m)
+{
+	cv_wait(cv, m);
+}
+
+void
+shim_cv_broadcast(struct cv *cv)
+{
+	cv_broadcast(cv);
 }
 
 void *

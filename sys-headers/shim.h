@@ -21,16 +21,20 @@ u_int	shim_free_target(void);
 u_int	shim_free_min(void);
 
 /* sys/buf.h, sys/bufobj.h, vm/uma.h */
-struct buf *shim_pbuf_alloc(uma_zone_t, int);
-void	shim_pbuf_free(uma_zone_t, struct buf *);
-void	shim_BUF_KERNPROC(struct buf *);
+void	*shim_uma_zalloc(uma_zone_t, int);
+void	shim_uma_zfree(uma_zone_t, void *);
+uma_zone_t shim_uma_zcreate(const char *, size_t);
+bool	shim_buf_init(struct buf *);
+void	shim_buf_fini(struct buf *);
+void	shim_buf_reset(struct buf *);
+void	shim_buf_begin(struct buf *, void (*)(struct buf *));
+int	shim_buf_error(const struct buf *);
 void	shim_bstrategy(struct buf *);
-void	shim_runningbuf_claim(struct buf *, int);
-bool	shim_buf_is_wide(const struct buf *);
 size_t	shim_zone_item_size(const char *sysctl_name);
 
 /* sys/proc.h, sys/ucred.h */
 void	shim_hold_creds(struct buf *);
+void	shim_drop_creds(struct buf *);
 
 /* sys/vmmeter.h, sys/counter.h */
 void	shim_VM_CNT_VNODE_IN(u_int pages);
@@ -59,11 +63,15 @@ bool	shim_map_of(struct vnode *, struct shim_map *);
 /* ufs/ffs/fs.h */
 daddr_t	shim_fs_blocks(struct vnode *);
 
-/* sys/mutex.h, sys/malloc.h, sys/callout.h, sys/taskqueue.h */
+/* sys/mutex.h, sys/condvar.h, sys/malloc.h, sys/callout.h, sys/taskqueue.h */
 void	shim_mtx_init(struct mtx *, const char *);
 void	shim_mtx_destroy(struct mtx *);
 void	shim_mtx_lock(struct mtx *);
 void	shim_mtx_unlock(struct mtx *);
+void	shim_cv_init(struct cv *, const char *);
+void	shim_cv_destroy(struct cv *);
+void	shim_cv_wait(struct cv *, struct mtx *);
+void	shim_cv_broadcast(struct cv *);
 void	*shim_malloc_waitok(size_t);
 void	shim_free(void *);
 void	shim_callout_init(struct callout *);

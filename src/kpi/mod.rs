@@ -8,8 +8,10 @@
 
 pub mod buf;
 pub mod callout;
+pub mod condvar;
 pub mod counter;
 pub mod errno;
+pub mod getpages;
 pub mod malloc;
 pub mod module;
 pub mod mutex;
@@ -19,6 +21,7 @@ pub mod sys;
 pub mod sysctl;
 pub mod systm;
 pub mod taskqueue;
+mod uma;
 pub mod vm_object;
 pub mod vm_page;
 pub mod vm_pager;

@@ -60,6 +60,13 @@ impl<T> Mutex<T> {
 /// The right to the value.
 pub struct Guard<'a, T>(&'a Mutex<T>);
 
+impl<T> Guard<'_, T> {
+    /// The lock, for condvar(9).
+    pub(super) fn raw(&self) -> *mut sys::mtx {
+        self.0.raw()
+    }
+}
+
 impl<T> Deref for Guard<'_, T> {
     type Target = T;
 

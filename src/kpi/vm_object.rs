@@ -44,6 +44,14 @@ impl<'a> Object<'a> {
         self.0.as_ptr()
     }
 
+    /// Raise paging_in_progress: the object, and the vnode with it, stay until
+    /// the result is dropped, though pages may come and go. Does not sleep.
+    pub fn paging(&self) -> Paging {
+        // SAFETY: live by the invariant.
+        unsafe { sys::vm_object_pip_add(self.0.as_ptr(), 1) };
+        Paging(self.0)
+    }
+
     /// Read-lock: the size holds still. Does not sleep.
     pub fn read(&self) -> ReadLocked<'_> {
         // SAFETY: live by the invariant; nothing in this crate takes a second
@@ -57,6 +65,20 @@ impl<'a> Object<'a> {
         // SAFETY: as for `read`.
         unsafe { sys::shim_VM_OBJECT_WLOCK(self.0.as_ptr()) };
         WriteLocked(self)
+    }
+}
+
+/// A count in an object's paging_in_progress; dropping it gives it back, and
+/// vnode and mount may go away with it.
+pub struct Paging(NonNull<sys::vm_object>);
+
+// SAFETY: the count is the object's and not a thread's.
+unsafe impl Send for Paging {}
+
+impl Drop for Paging {
+    fn drop(&mut self) {
+        // SAFETY: raised by `Object::paging`, so that the object is alive.
+        unsafe { sys::vm_object_pip_wakeup(self.0.as_ptr()) };
     }
 }
 

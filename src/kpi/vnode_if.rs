@@ -1,179 +1,21 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The VOPs that the module implements: their arguments, their replies and
-//! their slots in a vop_vector (kern/vnode_if.src, VOP_GETPAGES(9)).
+//! Slots of a vop_vector, and VOP_BMAP(9) (kern/vnode_if.src).
 
 use core::{
     ffi::{c_int, c_void},
     mem,
     ptr::NonNull,
-    slice,
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use super::{errno::Errno, sys, vm_page::BusiedPage, vnode::Vnode};
+use super::{errno::Errno, sys, vnode::Vnode};
 
-/// C's type of a getpages completion callback.
-pub type IodoneFn = unsafe extern "C" fn(*mut c_void, *mut sys::vm_page_t, c_int, c_int);
 /// C's type of an implementation of VOP_GETPAGES_ASYNC.
 pub type GetpagesAsyncFn = unsafe extern "C" fn(*mut sys::vop_getpages_async_args) -> c_int;
 /// C's type of an implementation of VOP_GETPAGES.
 pub type GetpagesFn = unsafe extern "C" fn(*mut sys::vop_getpages_args) -> c_int;
 /// C's type of an implementation of VOP_BMAP.
 pub type BmapFn = unsafe extern "C" fn(*mut sys::vop_bmap_args) -> c_int;
-
-/// The caller's right to hear of its request's end, exactly once.
-///
-/// Sending it consumes it. One that is dropped unsent tells EIO: no path can
-/// forget its caller.
-///
-/// # Invariants
-///
-/// `pages` and `count` are the request's, and `iodone` has not been called
-/// for it yet.
-pub struct Reply {
-    iodone: Option<IodoneFn>,
-    arg: *mut c_void,
-    pages: *mut sys::vm_page_t,
-    count: c_int,
-}
-
-impl Reply {
-    /// # Safety
-    ///
-    /// `pages[..count]` are the pages of a request that waits for `iodone`,
-    /// and stay readable and writable until the reply is sent.
-    pub(super) unsafe fn new(
-        iodone: Option<IodoneFn>,
-        arg: *mut c_void,
-        pages: *mut sys::vm_page_t,
-        count: c_int,
-    ) -> Self {
-        Self { iodone, arg, pages, count }
-    }
-
-    /// Whether somebody is to be called back.
-    pub fn is_async(&self) -> bool {
-        self.iodone.is_some()
-    }
-
-    pub(super) fn parts(&self) -> (Option<IodoneFn>, *mut c_void) {
-        (self.iodone, self.arg)
-    }
-
-    /// Tell the caller. Its pages are its own from here on.
-    pub fn send(self, outcome: Result<(), Errno>) {
-        self.call(outcome);
-        mem::forget(self);
-    }
-
-    /// Give the duty to call back to somebody else: the original VOP, or a
-    /// lead buf that has noted all of it.
-    pub fn pass_on(self) {
-        mem::forget(self);
-    }
-
-    fn call(&self, outcome: Result<(), Errno>) {
-        if let Some(iodone) = self.iodone {
-            let error = outcome.map_or_else(Errno::code, |()| 0);
-            // SAFETY: by the invariant this is the one call that the
-            // request's owner waits for, with its own pages.
-            unsafe { iodone(self.arg, self.pages, self.count, error) };
-        }
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        self.call(Err(Errno::EIO));
-    }
-}
-
-/// A caller's `rbehind` or `rahead`: a wish that becomes a report. May be absent.
-pub struct Extra<'a>(Option<&'a mut c_int>);
-
-impl Extra<'_> {
-    /// Pages wished for.
-    pub fn wish(&self) -> u32 {
-        self.0.as_ref().map_or(0, |n| (**n).max(0) as u32)
-    }
-
-    /// Report the pages really read.
-    pub fn report(&mut self, pages: u32) {
-        if let Some(n) = &mut self.0 {
-            **n = c_int::try_from(pages).unwrap_or(c_int::MAX);
-        }
-    }
-}
-
-/// One call of VOP_GETPAGES or VOP_GETPAGES_ASYNC.
-pub struct Getpages<'a> {
-    /// The file; locked by the caller.
-    pub vnode: Vnode<'a>,
-    /// The pages asked for; at least one.
-    pub pages: &'a [BusiedPage],
-    /// Read-behind, wished and reported.
-    pub behind: Extra<'a>,
-    /// Read-ahead, wished and reported.
-    pub ahead: Extra<'a>,
-    /// The caller's callback; without one in the sync form.
-    pub reply: Reply,
-}
-
-impl<'a> Getpages<'a> {
-    /// # Safety
-    ///
-    /// `ap` is the argument of a VOP_GETPAGES_ASYNC in progress. The reply of
-    /// what this returns must be the only one to call `a_iodone`.
-    pub unsafe fn from_async(ap: &'a mut sys::vop_getpages_async_args) -> Option<Self> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            Self::new(ap.a_vp, ap.a_m, ap.a_count, ap.a_rbehind, ap.a_rahead, ap.a_iodone, ap.a_arg)
-        }
-    }
-
-    /// # Safety
-    ///
-    /// `ap` is the argument of a VOP_GETPAGES in progress.
-    pub unsafe fn from_sync(ap: &'a mut sys::vop_getpages_args) -> Option<Self> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            Self::new(
-                ap.a_vp,
-                ap.a_m,
-                ap.a_count,
-                ap.a_rbehind,
-                ap.a_rahead,
-                None,
-                core::ptr::null_mut(),
-            )
-        }
-    }
-
-    unsafe fn new(
-        vp: *mut sys::vnode,
-        m: *mut sys::vm_page_t,
-        count: c_int,
-        behind: *mut c_int,
-        ahead: *mut c_int,
-        iodone: sys::vop_getpages_iodone_t,
-        arg: *mut c_void,
-    ) -> Option<Self> {
-        let pages = NonNull::new(m)?;
-        let length = usize::try_from(count).ok().filter(|n| *n > 0)?;
-        // SAFETY: by the VOP's contract the vnode is locked, m[..count] are
-        // busied pages (bogus_page among them), and the two ints are the
-        // caller's or NULL, all for as long as the call lasts.
-        unsafe {
-            Some(Self {
-                vnode: Vnode::new(NonNull::new(vp)?),
-                pages: slice::from_raw_parts(pages.as_ptr().cast(), length),
-                behind: Extra(behind.as_mut()),
-                ahead: Extra(ahead.as_mut()),
-                reply: Reply::new(iodone, arg, m, count),
-            })
-        }
-    }
-}
 
 /// A vop_vector some of whose slots the module takes over.
 ///
@@ -366,18 +208,6 @@ pub fn is_ffs(vnode: Vnode<'_>) -> bool {
 pub unsafe fn vnode_of(ap: &sys::vop_bmap_args) -> Option<Vnode<'_>> {
     // SAFETY: locked by the VOP's caller for as long as the call lasts.
     NonNull::new(ap.a_vp).map(|vp| unsafe { Vnode::new(vp) })
-}
-
-/// The argument of the VOP_GETPAGES that stands for an async call.
-pub fn sync_args(ap: &sys::vop_getpages_async_args) -> sys::vop_getpages_args {
-    sys::vop_getpages_args {
-        a_gen: sys::vop_generic_args { a_desc: &raw mut sys::vop_getpages_desc },
-        a_vp: ap.a_vp,
-        a_m: ap.a_m,
-        a_count: ap.a_count,
-        a_rbehind: ap.a_rbehind,
-        a_rahead: ap.a_rahead,
-    }
 }
 
 /// Whether the slots are where the headers say, as the kernel's own

@@ -3,19 +3,18 @@
 //!
 //! Runs in the disk's completion thread for async calls: no sleeping here.
 
-use core::ptr::NonNull;
+use core::mem;
 
 use super::{
-    late::later,
-    latency,
+    bufs::{self, Buf, Job},
     plan::{self, PAGE},
-    request::Target,
+    request::Request,
+    worker,
 };
 use crate::{
     kpi::{
-        buf::{Form, Pbuf},
         errno::Errno,
-        sys,
+        getpages::{Last, Pending},
         systm::RateLimit,
         vm_object::Object,
         vm_page::BusiedPage,
@@ -26,74 +25,62 @@ use crate::{
 /// One message a second about failed reads.
 static MESSAGES: RateLimit = RateLimit::new(1);
 
-/// What a completed buf has come to.
-pub enum Progress {
-    /// It is on its way to the disk again.
-    SentAgain,
-    /// Other parts of its request are still in flight.
-    Arrived,
-    /// The request has been answered so.
-    Answered(Result<(), Errno>),
-}
-
-/// `b_iodone` of every async buf: its way back into this module.
-///
-/// # Safety
-///
-/// Called by the disk's completion thread with a buf that
-/// [`submit`](super::submit::send) has sent.
-pub unsafe extern "C" fn iodone(bp: *mut sys::buf) {
-    if let Some(bp) = NonNull::new(bp) {
-        // SAFETY: the caller's promise.
-        let part = unsafe { Pbuf::from_iodone(bp) };
-        latency::came_back(&part);
-        if !matches!(complete(part, &Form::Async(iodone)), Progress::SentAgain) {
-            stats::IN_FLIGHT.leave();
+/// A buf of an async request is back.
+pub fn part(mut buf: Buf) {
+    let behind = buf.behind();
+    let around = behind + buf.ahead();
+    let outcome = settle(&mut buf);
+    if let Err(error) = outcome {
+        if let Job::Part { retried, .. } = &mut buf.job
+            && !*retried
+            && is_worth_retrying(error, around)
+        {
+            *retried = true;
+            narrow(&mut buf, behind);
+            worker::push(buf);
+            return;
         }
+        log(&buf, error);
+    }
+    if let Job::Part { part, .. } = mem::replace(&mut buf.job, Job::Idle) {
+        // The buf first: the reply lets vnode and mount go away.
+        drop(buf);
+        part.arrive(outcome);
     }
 }
 
-fn send_again(mut part: Pbuf) {
-    latency::sent(&mut part);
-    part.send(&Form::Async(iodone));
+/// A buf of a synchronous request is back. Sleeps while it is read again.
+pub fn sync(mut buf: Buf) -> Result<(), Errno> {
+    let behind = buf.behind();
+    let around = behind + buf.ahead();
+    let mut outcome = settle(&mut buf);
+    if let Err(error) = outcome
+        && is_worth_retrying(error, around)
+    {
+        narrow(&mut buf, behind);
+        buf = bufs::read(buf);
+        outcome = settle(&mut buf);
+    }
+    outcome.inspect_err(|error| log(&buf, *error))
 }
 
-/// A part's I/O is over. When it was the request's last, the request is answered.
-///
-/// The caller owns the completed buf, and no lock.
-pub fn complete(mut part: Pbuf, form: &Form) -> Progress {
-    loop {
-        let (behind, ahead) = (part.behind(), part.ahead());
-        let Err(error) = settle(&mut part) else {
-            return arrive(part, Ok(()));
-        };
-        // A bad sector under a page that nobody asked for must not fail the
-        // request: what was asked for is read once more on its own. A device
-        // that is gone stays gone.
-        if behind + ahead == 0 || error == Errno::ENXIO || !part.narrow(behind) {
-            return arrive(part, Err(error));
-        }
-        stats::RETRIES.add(1);
-        if matches!(form, Form::Async(_)) {
-            later(part, send_again);
-            return Progress::SentAgain;
-        }
-        latency::sent(&mut part);
-        match part.send(form) {
-            Some(again) => {
-                latency::came_back(&again);
-                part = again;
-            }
-            None => return Progress::SentAgain,
-        }
-    }
+/// Whether a failed buf with so many pages that nobody asked for is read once
+/// more without them: a bad sector below such a page must not fail the request.
+/// A device that is gone stays gone.
+fn is_worth_retrying(error: Errno, around: u32) -> bool {
+    around > 0 && error != Errno::ENXIO
+}
+
+fn narrow(buf: &mut Buf, behind: u32) {
+    stats::RETRIES.add(1);
+    buf.narrow(behind);
 }
 
 /// The I/O's own clean-up: mapping, bytes behind the end of the file, and the
 /// pages that nobody asked for.
-pub fn settle(part: &mut Pbuf) -> Result<(), Errno> {
-    let mut outcome = part.settle();
-    match part.vnode().and_then(|vnode| vnode.object()) {
+pub fn settle(buf: &mut Buf) -> Result<(), Errno> {
+    let mut outcome = buf.outcome();
+    match buf.vnode().and_then(|vnode| vnode.object()) {
         Some(object) if outcome.is_ok() => {
             // The read lock keeps the file's end where it is.
             let locked = object.read();
@@ -101,53 +88,73 @@ pub fn settle(part: &mut Pbuf) -> Result<(), Errno> {
             // The file may have grown since the buf was sent: what the
             // transfer did not reach is zeroed too. With small blocks that
             // is for other bufs to read.
-            let small = part.vnode().is_some_and(|vnode| u64::from(vnode.block_size()) < PAGE);
-            let reached = if small { u64::MAX } else { u64::from(part.bytes()) };
-            let start = part.first_pindex().map_or(eof, |pindex| pindex.saturating_mul(PAGE));
+            let small = buf.vnode().is_some_and(|vnode| u64::from(vnode.block_size()) < PAGE);
+            let reached = if small { u64::MAX } else { u64::from(buf.bytes()) };
+            let start = buf.first_pindex().map_or(eof, |pindex| pindex.saturating_mul(PAGE));
             let good = plan::below_eof(start, reached, eof);
-            for (i, page) in (0u64..).zip(part.pages()).skip((good / PAGE) as usize) {
+            for (i, page) in (0u64..).zip(buf.pages()).skip((good / PAGE) as usize) {
                 let below = good.saturating_sub(i.saturating_mul(PAGE)).min(PAGE) as u32;
                 page.zero(below, PAGE as u32 - below);
             }
-            for page in part.extras() {
+            for page in buf.extras() {
                 page.validate(&locked);
             }
         }
-        Some(object) => log(part, &object, outcome),
+        Some(_) => {}
         None => outcome = Err(Errno::EIO),
     }
-    part.finish_extras(|page| !page.none_valid());
+    buf.finish_extras(|page| !page.none_valid());
     outcome
 }
 
-/// A part's share of its request is done. The last one answers it.
-pub fn arrive(part: Pbuf, outcome: Result<(), Errno>) -> Progress {
-    let Some((mut lead, outcome)) = part.arrive(outcome) else {
-        return Progress::Arrived;
-    };
-    if outcome.is_ok()
-        && let Some(object) = lead.vnode().and_then(|vnode| vnode.object())
-    {
-        let pages = lead.requested();
-        let read = pages.len().saturating_sub(usize::from(lead.last_partly_valid()));
-        make_valid(&object, pages, read);
+/// A share of a request is done; with the last one the request is answered.
+pub fn arrive(request: Pending<Request>, outcome: Result<(), Errno>) {
+    if let Err(error) = outcome {
+        request.value().fail(error);
     }
-    if outcome.is_err() {
-        stats::ERRORS.add(1);
+    if let Some(last) = request.finish() {
+        answer(last);
     }
-    // The object, the vnode and the mount may go away with the reply.
-    lead.reply().send(outcome);
-    drop(lead);
-    Progress::Answered(outcome)
 }
 
-/// Make the pages of a request valid that needed no I/O.
-pub fn validate(target: &Target<'_>) {
-    make_valid(&target.place.object, target.pages, target.wanted);
+/// Answer a request: all replies of pending requests pass here.
+fn answer(last: Last<Request>) {
+    let request = last.value();
+    let mut outcome = request.outcome();
+    if request.is_deferred() {
+        outcome = without_truncated(&last, outcome);
+    }
+    match (outcome, last.vnode().object()) {
+        (Ok(()), Some(object)) => {
+            let read = last.pages().len().saturating_sub(usize::from(request.last_partly_valid()));
+            make_valid(&object, last.pages(), read);
+        }
+        (Ok(()), None) => outcome = Err(Errno::EIO),
+        (Err(_), _) => stats::ERRORS.add(1),
+    }
+    last.answer(outcome);
 }
 
-/// Make pages valid up to the end of the file, `read` of them as a whole.
-fn make_valid(object: &Object<'_>, pages: &[BusiedPage], read: usize) {
+/// Zero what a truncation has cut off while the block map was read.
+///
+/// A truncation to length 0 with soft updates frees the file's blocks before it
+/// waits for the busied pages: what was read since may be another file's. The
+/// inode's size falls first, and cannot rise before the answer, since the
+/// truncation waits for it. So what lies below it now was the file's all along.
+fn without_truncated(last: &Last<Request>, outcome: Result<(), Errno>) -> Result<(), Errno> {
+    let size = last.vnode().inode_size();
+    let Some(first) = last.pages().first().map(BusiedPage::pindex) else { return outcome };
+    let start = first.saturating_mul(PAGE);
+    for (i, page) in (0u64..).zip(last.pages()) {
+        let below = plan::below_eof(start.saturating_add(i * PAGE), PAGE, size) as u32;
+        page.zero(below, PAGE as u32 - below);
+    }
+    // An error may come of following what were pointers once.
+    if size <= start { Ok(()) } else { outcome }
+}
+
+/// Make pages valid up to the end of the file, the first `read` of them as a whole.
+pub fn make_valid(object: &Object<'_>, pages: &[BusiedPage], read: usize) {
     let locked = object.read();
     for (i, page) in pages.iter().enumerate() {
         if i < read {
@@ -162,15 +169,12 @@ fn make_valid(object: &Object<'_>, pages: &[BusiedPage], read: usize) {
 /// Kept out of the way of what goes well, with the stack that it takes.
 #[cold]
 #[inline(never)]
-fn log(part: &Pbuf, object: &Object<'_>, outcome: Result<(), Errno>) {
-    if let (Err(error), Some(vnode), Some(pindex)) = (outcome, part.vnode(), part.first_pindex())
+fn log(buf: &Buf, error: Errno) {
+    if let (Some(vnode), Some(pindex)) = (buf.vnode(), buf.first_pindex())
         && MESSAGES.pass()
     {
-        let offset = pindex.saturating_mul(PAGE);
-        let bytes = part.bytes();
-        kprintln!(
-            "{vnode} offset {offset}: reading {bytes} of {} bytes failed, errno {error}",
-            object.vnp_size()
-        );
+        let (offset, bytes) = (pindex.saturating_mul(PAGE), buf.bytes());
+        let size = vnode.object().map_or(0, |object| object.vnp_size());
+        kprintln!("{vnode} offset {offset}: reading {bytes} of {size} bytes failed, errno {error}");
     }
 }

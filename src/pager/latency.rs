@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use crate::kpi::{buf::Pbuf, sysctl::Limit};
+use crate::kpi::{sysctl::Limit, systm};
 
 /// `vfs.asyncpager.readahead.latency_min`: microseconds from which on a
 /// device's latency is worth hiding.
@@ -14,7 +14,7 @@ const DEVICES: usize = 64;
 
 /// What is known about a device; `id` is its
 /// [`Device::id`](crate::kpi::vnode::Device::id), or 0.
-struct Entry {
+pub(super) struct Entry {
     id: AtomicUsize,
     /// Since when; see [`mounted`].
     mounting: AtomicUsize,
@@ -186,22 +186,33 @@ pub fn mounted(id: usize, mounting: usize) {
     entry(id).mounted(mounting);
 }
 
-/// A buf is on its way.
-pub fn sent(part: &mut Pbuf) {
-    let Some(device) = part.device() else { return };
-    let before = entry(device.id()).in_flight.fetch_add(1, Ordering::Relaxed);
-    // Behind a queue, a buf's time says more about the queue.
-    part.set_alone(before <= ALONE);
+/// A transfer on its way to a device: counted until it is back.
+pub struct InFlight {
+    entry: &'static Entry,
+    sent_us: u32,
+    alone: bool,
 }
 
-/// A buf has come back just now.
-pub fn came_back(part: &Pbuf) {
-    let Some(device) = part.device() else { return };
-    let entry = entry(device.id());
-    // An entry may have been taken over meanwhile.
-    let less = |n: u32| n.checked_sub(1);
-    let _ = entry.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    entry.add(part.took_us(), part.bytes(), part.was_alone());
+/// A transfer is about to go to a device.
+pub fn sent(device: usize) -> InFlight {
+    let entry = entry(device);
+    let before = entry.in_flight.fetch_add(1, Ordering::Relaxed);
+    // Behind a queue, a transfer's time says more about the queue.
+    InFlight { entry, sent_us: systm::uptime_us() as u32, alone: before <= ALONE }
+}
+
+impl InFlight {
+    /// The transfer of so many bytes has come back just now.
+    pub fn came_back(self, bytes: u32) {
+        let us = (systm::uptime_us() as u32).wrapping_sub(self.sent_us);
+        self.entry.add(us, bytes, self.alone);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.entry.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Bufs behind which one still counts as alone.

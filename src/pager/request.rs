@@ -1,23 +1,112 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! A call of the VOP: what it asks for, and whether it is ours to serve.
 
+use core::sync::atomic::{AtomicI32, Ordering};
+
 use super::{
-    extent,
-    plan::{self, File, PAGE, Step, Wishes},
+    complete, extent,
+    plan::{self, Extent, File, PAGE, Step, Wishes},
 };
 use crate::{
     kpi::{
-        buf::{self, Pbuf},
+        buf,
         errno::Errno,
+        getpages::{Getpages, Pending, PendingZone, Reply},
         sys,
         vm_object::Object,
         vm_page::BusiedPage,
         vm_pager::PagerError,
         vnode::{Device, Identity, Vnode},
-        vnode_if::Getpages,
     },
     stats,
 };
+
+/// Where requests are while their I/O is under way.
+pub static REQUESTS: PendingZone<Request> = PendingZone::new();
+
+/// An asynchronous request, from its first buf to its reply.
+///
+/// 1. The thread in the VOP [pends](Request::pend) it: the request has the reply
+///    and its pages.
+/// 2. Each buf that reads for it has a [`Part`]; the thread, or the read of the
+///    block map that goes on for it, has one as well until all bufs are sent.
+/// 3. Each part arrives once, with its outcome; the first error is kept.
+/// 4. The last one to arrive answers the request (`complete`).
+pub struct Request {
+    last_partly_valid: bool,
+    deferred: bool,
+    /// The first error; 0 for none.
+    error: AtomicI32,
+}
+
+impl Request {
+    /// Pend the request that a call is; `deferred` says that its block map is
+    /// yet to be read. The reply comes back when the call has too many pages.
+    pub fn pend(target: &Target<'_>, reply: Reply, deferred: bool) -> Result<Pending<Self>, Reply> {
+        let last_partly_valid = target.last_partly_valid();
+        let request = Self { last_partly_valid, deferred, error: AtomicI32::new(0) };
+        REQUESTS.pend(target.place.vnode, reply, request)
+    }
+
+    /// Whether the request's last page was valid in part before the read.
+    pub fn last_partly_valid(&self) -> bool {
+        self.last_partly_valid
+    }
+
+    /// Whether its data are read without the vnode's lock, after its block map.
+    pub fn is_deferred(&self) -> bool {
+        self.deferred
+    }
+
+    /// Keep an error, if it is the first one.
+    pub fn fail(&self, error: Errno) {
+        let kept = Ordering::Relaxed;
+        let _ = self.error.compare_exchange(0, error.code(), kept, kept);
+    }
+
+    /// The first error.
+    pub fn outcome(&self) -> Result<(), Errno> {
+        Errno::check(self.error.load(Ordering::Relaxed))
+    }
+}
+
+/// One buf's share of a request. A part that is dropped fails the request: what
+/// it was to read is not there.
+pub struct Part(Option<Pending<Request>>);
+
+impl Part {
+    /// One more part of a request.
+    pub fn new(request: &Pending<Request>) -> Self {
+        Self(Some(request.clone()))
+    }
+
+    /// The request.
+    pub fn request(&self) -> Option<&Pending<Request>> {
+        self.0.as_ref()
+    }
+
+    /// The part's I/O is over, with this outcome.
+    pub fn arrive(mut self, outcome: Result<(), Errno>) {
+        if let Some(request) = self.0.take() {
+            complete::arrive(request, outcome);
+        }
+    }
+}
+
+impl From<Pending<Request>> for Part {
+    /// Make a share of a request a part of it.
+    fn from(request: Pending<Request>) -> Self {
+        Self(Some(request))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some(request) = self.0.take() {
+            complete::arrive(request, Err(Errno::EIO));
+        }
+    }
+}
 
 /// What became of a call.
 pub enum Answer<'a> {
@@ -26,7 +115,7 @@ pub enum Answer<'a> {
     /// The original VOP is to serve it: nothing has been touched or told.
     Original(Getpages<'a>),
     /// The sync VOP is to serve it, which waits for the data: the filesystem
-    /// has no block map, or bufs have run out. Nothing has been told.
+    /// has no block map. Nothing has been told.
     Emulate(Getpages<'a>),
 }
 
@@ -151,11 +240,16 @@ impl<'a> Place<'a> {
         pindex.saturating_mul(PAGE) / self.geometry.block.max(1)
     }
 
+    /// Where a block and its neighbours are. May read an indirect block.
+    pub fn extent(&self, lbn: u64) -> Result<Extent, Errno> {
+        self.vnode.bmap(lbn).map(extent)
+    }
+
     /// What the block map says to do for the bytes from `position` on, up to
     /// `end`, and nothing around them. May read an indirect block.
     pub fn step(&self, position: u64, end: u64) -> Result<Step, Errno> {
-        let map = self.vnode.bmap(position / self.geometry.block.max(1))?;
-        let (extent, none) = (extent(map), Wishes::default());
+        let extent = self.extent(position / self.geometry.block.max(1))?;
+        let none = Wishes::default();
         Ok(plan::step(self.file, self.geometry, position, end, extent, false, none))
     }
 
@@ -170,12 +264,13 @@ impl<'a> Place<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// The request that a lead carries, for whom `part` has read.
-    pub fn of_lead(lead: &'a Pbuf, part: &'a Pbuf) -> Option<Self> {
-        let vnode = lead.vnode()?;
-        let place = Place::new(vnode, vnode.object()?, part.device()?);
-        let pages = lead.requested();
-        let wanted = pages.len().saturating_sub(usize::from(lead.last_partly_valid()));
+    /// The target of a pending request, whose file is on `device`.
+    pub fn of_pending(request: &'a Pending<Request>, device: Device<'a>) -> Option<Self> {
+        let vnode = request.vnode();
+        let place = Place::new(vnode, vnode.object()?, device);
+        let pages = request.pages();
+        let partly = request.value().last_partly_valid();
+        let wanted = pages.len().saturating_sub(usize::from(partly));
         Some(Self { place, pages, first: pages.first()?.pindex(), wanted })
     }
 
@@ -202,11 +297,11 @@ pub fn prepare(vop: Getpages<'_>) -> Result<Call<'_>, Answer<'_>> {
     let (Some(first), Some(last)) = (vop.pages.first(), vop.pages.last()) else {
         return Err(failed(vop, PagerError::Fail, Errno::EINVAL));
     };
-    if !place.is_served()
-        || vop.pages.len() > place.geometry.max_pages as usize
-        || first.is_bogus()
-        || last.is_bogus()
-    {
+    if vop.pages.len() > place.geometry.max_pages as usize || first.is_bogus() || last.is_bogus() {
+        // No caller may ask so, and the original would overrun its buf.
+        return Err(failed(vop, PagerError::Fail, Errno::EINVAL));
+    }
+    if !place.is_served() {
         return Err(Answer::Original(vop));
     }
     // A last page that is valid in part ends the file: its valid part may be

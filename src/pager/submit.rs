@@ -1,159 +1,216 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! From a plan to bufs on their way to the disk.
+//! From a request to bufs on their way to the disk, run by run.
 
 use super::{
-    PBUFS,
-    complete::{self, Progress},
-    latency,
-    plan::{PAGE, Run},
-    request::{Answer, Call, Place, Target},
+    bufs::{self, Buf, Job},
+    complete,
+    plan::{self, Extent, PAGE, Run, Step, Wishes},
+    request::{Answer, Call, Miss, Part, Place, Request, Target, failed},
 };
 use crate::{
-    kpi::{
-        buf::{Form, Parts, Pbuf, Transfer},
-        errno::Errno,
-        vm_pager::PagerError,
-    },
+    kpi::{buf::Transfer, errno::Errno, vm_pager::PagerError},
     stats,
 };
 
-/// The loaded bufs of one call.
-#[derive(Default)]
-pub struct Batch {
-    parts: Parts,
-    /// Pages really read before and after the request.
-    behind: u32,
-    ahead: u32,
-    /// Whether the only buf begins with the request's first page, so that it
-    /// can carry the whole of it.
-    whole: bool,
+/// Where a request has got to: the bytes from its first page on that need no
+/// more work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walk(u64);
+
+impl Walk {
+    /// The next run to read, as `map` tells where the file's blocks are; `None`
+    /// at the request's end. Holes on the way are zeroed.
+    pub fn next(
+        &mut self,
+        target: &Target<'_>,
+        wishes: Wishes,
+        map: impl Fn(u64) -> Result<Extent, Errno>,
+    ) -> Result<Option<Run>, Errno> {
+        let (file, geometry) = (target.place.file, target.place.geometry);
+        let start = target.first * PAGE;
+        let mut end = start + target.wanted as u64 * PAGE;
+        if geometry.small_blocks() {
+            // No buf has all of the last page: what none reads is zero, even
+            // if the file grows meanwhile.
+            let behind = file.bytes.max(start);
+            zero(target, behind, end.saturating_sub(behind));
+            end = end.min(file.bytes.next_multiple_of(geometry.block.max(1)));
+        }
+        while start + self.0 < end {
+            let position = start + self.0;
+            let extent = map(position / geometry.block.max(1))?;
+            match plan::step(file, geometry, position, end, extent, position == start, wishes) {
+                Step::Zero(len) => {
+                    zero(target, position, len);
+                    self.0 += len;
+                }
+                Step::Read(run) if geometry.small_blocks() => {
+                    let (len, valid) = stretch(target, run);
+                    self.0 += len;
+                    if !valid {
+                        return Ok(Some(Run { len, ..run }));
+                    }
+                }
+                Step::Read(run) => {
+                    self.0 += run.len;
+                    return Ok(Some(run));
+                }
+            }
+        }
+        Ok(None)
+    }
 }
 
-impl Batch {
-    /// Whether there is nothing to read.
-    pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
+/// With blocks smaller than a page: how many bytes of a run, from its first one
+/// on, are all valid or all invalid, and which.
+fn stretch(target: &Target<'_>, run: Run) -> (u64, bool) {
+    let block = target.place.geometry.block.max(plan::DEV_BSIZE);
+    let is_valid = |at: u64| {
+        let index = (at / PAGE).saturating_sub(target.first) as usize;
+        target
+            .pages
+            .get(index)
+            .is_none_or(|page| page.is_bogus() || page.is_valid((at % PAGE) as u32, block as u32))
+    };
+    let (end, first) = (run.start + run.len, is_valid(run.start));
+    let mut stop = run.start;
+    while stop < end && is_valid(stop) == first {
+        stop += block;
     }
+    (stop.min(end) - run.start, first)
+}
 
-    /// Pages read after those asked for.
-    pub fn ahead(&self) -> u32 {
-        self.ahead
+/// Zero the bytes of a hole. They become valid with the rest of the request.
+fn zero(target: &Target<'_>, position: u64, len: u64) {
+    let mut at = position;
+    let end = position.saturating_add(len);
+    while at < end {
+        let offset = at % PAGE;
+        let n = (PAGE - offset).min(end - at);
+        if let Some(page) = target.pages.get((at / PAGE).saturating_sub(target.first) as usize)
+            && !page.is_valid(offset as u32, n as u32)
+        {
+            page.zero(offset as u32, n as u32);
+            stats::ZEROED_BYTES.add(n as u32);
+        }
+        at += n;
     }
 }
 
-/// Load one buf with a run of whole pages and with what can be read around
-/// it. `None` when there is no pbuf.
-pub fn load(target: &Target<'_>, run: Run, batch: &mut Batch) -> Option<()> {
-    let mut part = PBUFS.alloc()?;
-    let Target { place, pages: all, first, wanted } = *target;
+/// Load a buf with a run of the request, and with what can be read around it.
+/// False, and the buf is of no use, when the run is not within the request.
+pub fn load(buf: &mut Buf, target: &Target<'_>, run: Run) -> bool {
+    let Target { place, pages: all, first, .. } = *target;
     let begin = run.first_page().saturating_sub(first) as usize;
-    let pages = all.get(begin..begin.saturating_add(run.pages() as usize))?;
+    let pages = all.get(begin..begin.saturating_add(run.pages() as usize));
     if run.behind > 0 {
-        part.fill_behind(&place.object.write(), run.first_page(), run.behind);
+        buf.fill_behind(&place.object.write(), run.first_page(), run.behind);
     }
-    if !part.fill_requested(pages) {
-        return None;
+    if !pages.is_some_and(|pages| buf.fill_requested(pages)) {
+        return false;
     }
     if run.ahead > 0 {
         let next = run.first_page() + u64::from(run.pages());
-        part.fill_ahead(&place.object.write(), next, run.ahead);
+        buf.fill_ahead(&place.object.write(), next, run.ahead);
     }
-    let (behind, ahead) = (part.behind(), part.ahead());
+    let (behind, ahead) = (buf.behind(), buf.ahead());
     let (blkno, bytes) = run.transfer(place.file, place.geometry, behind, ahead);
-    address(&place, &mut part, Transfer { blkno, bytes, page_offset: 0 });
-    batch.behind = batch.behind.max(behind);
-    batch.ahead = batch.ahead.max(ahead);
-    batch.whole = batch.is_empty() && begin == 0 && pages.len() == wanted;
-    batch.parts.push(part);
-    Some(())
-}
-
-/// Load a buf with the first blocks of a run that are not valid yet, for
-/// blocks smaller than a page. Gives the bytes that need no more work; `None`
-/// when there is no pbuf.
-pub fn load_small(target: &Target<'_>, run: Run, batch: &mut Batch) -> Option<u64> {
-    let Target { place, pages: all, first, .. } = *target;
-    let block = place.geometry.block;
-    let valid = |at: u64| {
-        let index = (at / PAGE).saturating_sub(first) as usize;
-        all.get(index)
-            .is_none_or(|page| page.is_bogus() || page.is_valid((at % PAGE) as u32, block as u32))
-    };
-    let end = run.start + run.len;
-    let mut stop = run.start;
-    let skip = valid(stop);
-    while stop < end && valid(stop) == skip {
-        stop += block;
-    }
-    let len = stop.min(end) - run.start;
-    if skip {
-        return Some(len);
-    }
-    let run = Run { len, ..run };
-    let mut part = PBUFS.alloc()?;
-    let begin = run.first_page().saturating_sub(first) as usize;
-    let pages = all.get(begin..begin.saturating_add(run.pages() as usize))?;
-    if !part.fill_requested(pages) {
-        return None;
-    }
-    let (blkno, bytes) = run.transfer(place.file, place.geometry, 0, 0);
-    address(&place, &mut part, Transfer { blkno, bytes, page_offset: run.page_offset() });
-    batch.whole = false;
-    batch.parts.push(part);
-    Some(len)
-}
-
-/// One more buf is in flight.
-pub fn sent(part: &mut Pbuf) {
-    stats::IN_FLIGHT.enter(1);
-    latency::sent(part);
+    address(&place, buf, Transfer { blkno, bytes, page_offset: run.page_offset() });
+    stats::PAGES_BEHIND.add(behind);
+    stats::PAGES_AHEAD.add(ahead);
+    stats::BUFS.add(1);
+    true
 }
 
 /// Complete a loaded buf's header.
-pub fn address(place: &Place<'_>, part: &mut Pbuf, transfer: Transfer) {
-    part.address(place.vnode, place.device, transfer, place.vnode.takes_unmapped());
+pub fn address(place: &Place<'_>, buf: &mut Buf, transfer: Transfer) {
+    buf.address(place.vnode, place.device, transfer, place.vnode.takes_unmapped());
 }
 
-/// Send a call's bufs. From the first one on, the request belongs to them:
-/// an async call's reply may have been sent before this returns.
-pub fn send<'a>(mut call: Call<'a>, mut batch: Batch) -> Answer<'a> {
-    // A single buf carries its request itself. Several share a lead that
-    // reads nothing.
-    let lead =
-        if batch.whole && batch.parts.len() == 1 { batch.parts.pop() } else { PBUFS.alloc() };
-    let Some(mut lead) = lead else {
-        return Answer::Emulate(call.vop);
-    };
-    let target = &call.target;
-    let partly = target.last_partly_valid();
-    if !lead.lead(&call.vop.reply, target.place.vnode, target.pages, partly) {
-        return Answer::Emulate(call.vop);
-    }
-    call.vop.behind.report(batch.behind);
-    call.vop.ahead.report(batch.ahead);
-    let form = if call.vop.reply.is_async() { Form::Async(complete::iodone) } else { Form::Sync };
-    call.vop.reply.pass_on();
-    Answer::Done(dispatch(lead, batch, &form).map_err(|_: Errno| PagerError::Error))
+fn wishes(call: &Call<'_>) -> Wishes {
+    // Behind a page that ends the file there is nothing.
+    let ends = call.target.last_partly_valid();
+    Wishes { behind: call.vop.behind.wish(), ahead: if ends { 0 } else { call.vop.ahead.wish() } }
 }
 
-/// Send more bufs of the async request that `part` is in flight for.
-pub fn join(part: &Pbuf, batch: Batch) {
-    stats::BUFS.add(batch.parts.len() as u32);
-    batch.parts.join(part, &Form::Async(complete::iodone), sent);
-}
-
-/// Send the bufs of a request that its lead carries. In the sync form, how it went.
-fn dispatch(lead: Pbuf, batch: Batch, form: &Form) -> Result<(), Errno> {
-    stats::PAGES_BEHIND.add(batch.behind);
-    stats::PAGES_AHEAD.add(batch.ahead);
-    stats::BUFS.add(batch.parts.len().max(1) as u32);
-    let mut outcome = Ok(());
-    batch.parts.send(lead, form, sent, |part| {
-        latency::came_back(&part);
-        if let Progress::Answered(result) = complete::complete(part, form) {
-            outcome = result;
+/// Send the bufs of an async call. The reply may have been sent before this
+/// returns.
+///
+/// Each buf is sent as soon as it is loaded, so that this thread never waits for
+/// a buf while it keeps another one from its disk.
+pub fn send<'a>(call: Call<'a>, miss: &mut Miss) -> Answer<'a> {
+    let wishes = wishes(&call);
+    let Call { mut vop, target } = call;
+    let request = match Request::pend(&target, vop.reply, false) {
+        Ok(request) => request,
+        Err(reply) => {
+            vop.reply = reply;
+            return failed(vop, PagerError::Fail, Errno::EINVAL);
         }
-        stats::IN_FLIGHT.leave();
-    });
-    outcome
+    };
+    let (mut walk, mut around, mut sent) = (Walk::default(), Wishes::default(), 0u32);
+    let outcome = loop {
+        match walk.next(&target, wishes, |lbn| target.place.extent(lbn)) {
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+            Ok(Some(run)) => {
+                let mut buf = bufs::alloc_or_wait();
+                buf.job = Job::Part { part: Part::new(&request), retried: false };
+                // Dropped, it fails the request.
+                if load(&mut buf, &target, run) {
+                    around.behind = around.behind.max(buf.behind());
+                    around.ahead = around.ahead.max(buf.ahead());
+                    sent = sent.saturating_add(1);
+                    bufs::send(buf);
+                }
+            }
+        }
+    };
+    miss.ask.ahead = around.ahead;
+    vop.behind.report(around.behind);
+    vop.ahead.report(around.ahead);
+    match outcome {
+        Err(_) if sent == 0 => {
+            stats::FAILED.add(1);
+            complete::arrive(request, outcome);
+            Answer::Done(Err(PagerError::Error))
+        }
+        outcome => {
+            complete::arrive(request, outcome);
+            Answer::Done(Ok(()))
+        }
+    }
+}
+
+/// Serve a synchronous call: read one run after the other.
+pub fn read(call: Call<'_>) -> Answer<'_> {
+    let wishes = wishes(&call);
+    let Call { mut vop, target } = call;
+    let (mut walk, mut around) = (Walk::default(), Wishes::default());
+    let outcome = loop {
+        match walk.next(&target, wishes, |lbn| target.place.extent(lbn)) {
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+            Ok(Some(run)) => {
+                let mut buf = bufs::alloc_or_wait();
+                if !load(&mut buf, &target, run) {
+                    break Err(Errno::EIO);
+                }
+                around.behind = around.behind.max(buf.behind());
+                around.ahead = around.ahead.max(buf.ahead());
+                if let Err(error) = complete::sync(bufs::read(buf)) {
+                    break Err(error);
+                }
+            }
+        }
+    };
+    if outcome.is_ok() {
+        complete::make_valid(&target.place.object, target.pages, target.wanted);
+    } else {
+        stats::ERRORS.add(1);
+    }
+    vop.behind.report(around.behind);
+    vop.ahead.report(around.ahead);
+    vop.reply.send(outcome);
+    Answer::Done(outcome.map_err(|_| PagerError::Error))
 }

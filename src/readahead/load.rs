@@ -2,12 +2,10 @@
 //! Bufs with pages that nobody has asked for: what can be read, and why not.
 
 use crate::{
-    kpi::{
-        buf::{Pbuf, Transfer},
-        systm,
-    },
+    kpi::{buf::Transfer, systm},
     pager::{
-        PBUFS, complete,
+        bufs::{self, Buf, Job, Use},
+        complete,
         plan::{DEV_BSIZE, PAGE, Run},
         request::Place,
         submit,
@@ -35,19 +33,19 @@ pub enum Why {
 }
 
 /// Load one buf with what of `run` is not there yet, but for so many pages
-/// that are there already; none if all are.
-pub fn load(place: &Place<'_>, run: Run) -> Result<(u32, Option<Pbuf>), Why> {
+/// that are there already; none if all are. `tag` names the stream.
+pub fn load(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, Option<Buf>), Why> {
     if room() < run.pages() {
         return Err(Why::NoMemory);
     }
-    let mut part = PBUFS.alloc().ok_or(Why::NoBuf)?;
+    let mut buf = bufs::alloc(Use::Readahead).ok_or(Why::NoBuf)?;
     let locked = place.object.write();
     let there = locked.existing(run.first_page(), run.pages());
     let start = run.start.saturating_add(u64::from(there) * PAGE);
     let rest = run.pages().saturating_sub(there);
-    part.fill_ahead(&locked, start / PAGE, rest);
+    buf.fill_ahead(&locked, start / PAGE, rest);
     drop(locked);
-    let new = part.ahead();
+    let new = buf.ahead();
     if new == 0 {
         return if rest == 0 { Ok((there, None)) } else { Err(Why::NoMemory) };
     }
@@ -59,30 +57,26 @@ pub fn load(place: &Place<'_>, run: Run) -> Result<(u32, Option<Pbuf>), Why> {
         ..run
     };
     let (blkno, bytes) = run.transfer(place.file, place.geometry, 0, 0);
-    submit::address(place, &mut part, Transfer { blkno, bytes, page_offset: 0 });
+    submit::address(place, &mut buf, Transfer { blkno, bytes, page_offset: 0 });
+    buf.job = Job::Ahead { paging: place.object.paging(), tag };
     stats::PAGES_WINDOW.add(new);
     stats::WINDOW_BUFS.add(1);
-    Ok((there, Some(part)))
+    Ok((there, Some(buf)))
 }
 
 /// A loaded buf has come back: make what it has read valid.
-pub fn finish(mut part: Pbuf) {
+pub fn finish(mut buf: Buf) {
     // A page that could not be read is gone again: who needs it asks for it,
     // and hears of the error.
-    if complete::settle(&mut part).is_err() {
+    if complete::settle(&mut buf).is_err() {
         stats::WINDOW_ERRORS.add(1);
-        super::failed(part.tag());
+        if let Job::Ahead { tag, .. } = buf.job {
+            super::failed(tag);
+        }
     }
-    discard(part);
 }
 
-/// A loaded buf has come back, and what it has read is not to be used.
-pub fn discard(part: Pbuf) {
-    drop(part);
-    stats::IN_FLIGHT.leave();
-}
-
-/// Pages that may be allocated for nobody in particular: those that are free
+/// Pages that may be allocated for nobody in buficular: those that are free
 /// beyond the middle between where the page daemon begins to hurry and where
 /// it stops.
 pub fn room() -> u32 {

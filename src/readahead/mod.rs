@@ -6,14 +6,14 @@
 //! no more misses; but what sits in a socket buffer is wired, so a timer looks
 //! for the last wired page of each window. What a [`stream`] wants is read by
 //! threads of our own ([`window`]): they may wait for the block map, and for
-//! what was read together with it ([`guess`]) and turns out to be wrong.
+//! what was read together with it ([`speculative`]) and turns out to be wrong.
 //!
 //! Streams live in sets of [`WAYS`], found by their file; a set's oldest
 //! stream makes room for a new one. Nothing here keeps a file: a stream knows
 //! it by name only, and a file is held while a thread is at a window of it.
 
-pub mod guess;
 pub mod load;
+pub mod speculative;
 pub mod stream;
 pub mod window;
 

@@ -1,25 +1,19 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! A window: pages of a file that nobody has asked for yet, on their way.
 
-use core::{ops::Range, ptr::NonNull};
+use core::ops::Range;
 
 use super::{
-    guess::Guess,
-    load::{Why, finish, load},
+    load::{Why, load},
+    speculative::Guess,
 };
 use crate::{
-    kpi::{
-        buf::{Form, Pbuf},
-        sys,
-        vnode::Identity,
-        vnode_if,
-    },
+    kpi::{vnode::Identity, vnode_if},
     pager::{
-        chain, latency,
-        map::Path,
+        blockmap::Path,
+        bufs, deferred, latency,
         plan::{PAGE, Run, Step},
         request::Place,
-        submit,
     },
     stats,
 };
@@ -100,7 +94,7 @@ fn walk(place: &Place<'_>, window: &Window, outcome: &mut Outcome) -> Result<(),
         }
         let position = outcome.to.saturating_mul(PAGE);
         let far = outcome.to..end.max(reach.min(file.pages));
-        let missing = chain::missing(place.vnode, place.lbn(outcome.to));
+        let missing = deferred::missing(place.vnode, place.lbn(outcome.to));
         let guess = missing.as_ref().and_then(|map| Guess::begin(place, map, far, tag, in_flight));
         let step = place.step(position, end.saturating_mul(PAGE)).map_err(|_| Why::NoMap)?;
         if let Some(guess) = guess {
@@ -144,23 +138,8 @@ fn bring(place: &Place<'_>, page: u64) {
 /// there already, and those behind them that are on their way; at least one of
 /// both.
 fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, u32), Why> {
-    let (there, Some(mut part)) = load(place, run)? else { return Ok((run.pages(), 0)) };
-    let new = part.ahead();
-    part.hold_object(&place.object, tag);
-    submit::sent(&mut part);
-    part.send(&Form::Async(iodone));
+    let (there, Some(buf)) = load(place, run, tag)? else { return Ok((run.pages(), 0)) };
+    let new = buf.ahead();
+    bufs::send(buf);
     Ok((there, new))
-}
-
-/// `b_iodone` of a window's bufs.
-///
-/// # Safety
-///
-/// Called by the disk's completion thread with a buf that [`send`] has sent.
-unsafe extern "C" fn iodone(bp: *mut sys::buf) {
-    let Some(bp) = NonNull::new(bp) else { return };
-    // SAFETY: the caller's promise.
-    let part = unsafe { Pbuf::from_iodone(bp) };
-    latency::came_back(&part);
-    finish(part);
 }

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! pbufs and their zone (vm/vm_pager.c, uma(9)), creds and runningbufspace.
+//! Bufs: their locks, address space, creds and completion (buf(9),
+//! vm/vm_pager.c, lockmgr(9)).
 
 use std::{
-    ffi::{c_char, c_int, c_long, c_void},
+    collections::BTreeMap,
+    ffi::{c_char, c_int},
     mem::offset_of,
-    ptr,
     sync::{
         Condvar, Mutex,
-        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
 };
 
 use asyncpager::kpi::sys;
 
 use crate::{
+    cpu,
     rules::{may_sleep, record, rule},
     vm,
 };
@@ -26,158 +28,125 @@ pub const PBUF_SIZE: usize = offset_of!(sys::buf, b_pages) + SLOTS * 8;
 
 /// References that bufs hold on creds.
 pub static CREDS: AtomicI64 = AtomicI64::new(0);
-/// Allocations without waiting that still succeed; for tests.
-pub static STOCK: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// After so many failures somebody gives a buf back: no shortage is for ever.
-const PATIENCE: u64 = 16;
+/// Bufs that exist, by the address of their locks.
+static BUFS: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+/// Bytes of address space that are allocated.
+static KVA: AtomicUsize = AtomicUsize::new(0);
+/// Address space that was given back, for the next buf.
+static FREE_KVA: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
-/// How often an allocation without waiting has failed.
-pub static ALLOCS_FAILED: AtomicU64 = AtomicU64::new(0);
-
-#[derive(Default)]
-struct Zones {
-    live: Vec<usize>,
-    free: Vec<usize>,
-    out: Vec<usize>,
-    max: usize,
-}
-
-// SAFETY: plain addresses.
-unsafe impl Send for Zones {}
-
-static ZONES: Mutex<Zones> = Mutex::new(Zones { live: vec![], free: vec![], out: vec![], max: 0 });
 static DONE: Condvar = Condvar::new();
 static DONE_LOCK: Mutex<()> = Mutex::new(());
 
-/// The bufs that are out of their zone.
+/// Bufs that exist.
+pub fn bufs() -> usize {
+    BUFS.lock().unwrap().len()
+}
+
+/// Bytes of address space that are allocated.
+pub fn address_space() -> usize {
+    KVA.load(Ordering::Relaxed)
+}
+
+/// Bufs that are in use: they have a device.
 pub fn out() -> usize {
-    ZONES.lock().unwrap().out.len()
+    let bufs = BUFS.lock().unwrap();
+    // SAFETY: bufs that exist; a pointer that is read whole.
+    let busy = |bp: &&usize| unsafe {
+        !(&raw const (*(**bp as *const sys::buf)).b_bufobj).read_volatile().is_null()
+    };
+    bufs.values().filter(busy).count()
 }
 
-/// The zones that are alive.
-pub fn zones() -> usize {
-    ZONES.lock().unwrap().live.len()
+/// `kva_alloc`: memory that faults until pmap_qenter() has mapped something.
+pub extern "C" fn kva_alloc(size: usize) -> usize {
+    let call = "kva_alloc";
+    may_sleep(call);
+    rule(call, size == SLOTS * vm::PAGE, format_args!("{size} bytes are not what a buf needs"));
+    KVA.fetch_add(size, Ordering::Relaxed);
+    let old = FREE_KVA.lock().unwrap().pop();
+    old.unwrap_or_else(|| {
+        vm::reserve(SLOTS, "a buf's memory that pmap_qenter() has not mapped") as usize
+    })
 }
 
-/// `pbuf_zsecond_create`.
-pub extern "C" fn pbuf_zsecond_create(_name: *const c_char, max: c_int) -> *mut c_void {
-    may_sleep("pbuf_zsecond_create");
-    let mut zones = ZONES.lock().unwrap();
-    zones.max = max as usize;
-    let zone = 0x1000 + zones.live.len();
-    zones.live.push(zone);
-    zone as *mut c_void
+/// `kva_free`.
+pub extern "C" fn kva_free(at: usize, size: usize) {
+    rule("kva_free", size == SLOTS * vm::PAGE, "another size than kva_alloc's");
+    KVA.fetch_sub(size, Ordering::Relaxed);
+    FREE_KVA.lock().unwrap().push(at);
 }
 
-/// `uma_zone_set_max`.
-pub extern "C" fn uma_zone_set_max(zone: *mut c_void, max: c_int) -> c_int {
-    let mut zones = ZONES.lock().unwrap();
-    rule("uma_zone_set_max", zones.live.contains(&(zone as usize)), "not a live zone");
-    zones.max = max as usize;
-    max
+fn buf_of(lock: *mut sys::lock) -> *mut sys::buf {
+    (lock as usize - offset_of!(sys::buf, b_lock)) as *mut sys::buf
 }
 
-/// `uma_zdestroy`.
-pub extern "C" fn uma_zdestroy(zone: *mut c_void) {
-    may_sleep("uma_zdestroy");
-    let mut zones = ZONES.lock().unwrap();
-    rule(
-        "uma_zdestroy",
-        zones.out.is_empty(),
-        format_args!("{} bufs are still out", zones.out.len()),
-    );
-    let at = zones.live.iter().position(|z| *z == zone as usize);
-    rule("uma_zdestroy", at.is_some(), "not a live zone");
-    at.map(|at| zones.live.remove(at));
+/// What a thread's lock word is, LK_KERNPROC, and unlocked.
+const KERNPROC: usize = usize::MAX;
+const UNLOCKED: usize = 1;
+
+/// `lockinit`: the module has no other lockmgr(9) locks than bufs'.
+pub extern "C" fn lockinit(lock: *mut sys::lock, _: c_int, _: *const c_char, _: c_int, _: c_int) {
+    let (call, bp) = ("lockinit", buf_of(lock));
+    record(call, format_args!("buf {bp:?}"));
+    // SAFETY: the caller's lock.
+    unsafe { (*lock).lk_lock = UNLOCKED };
+    let before = BUFS.lock().unwrap().insert(lock as usize, bp as usize);
+    rule(call, before.is_none(), "initialized already");
 }
 
-/// `uma_zalloc_arg` of a pbuf, its constructor included.
-pub extern "C" fn uma_zalloc_arg(zone: *mut c_void, _: *mut c_void, flags: c_int) -> *mut sys::buf {
-    let call = "uma_zalloc";
-    let mut zones = ZONES.lock().unwrap();
-    rule(call, zones.live.contains(&(zone as usize)), "not a live zone");
-    if flags & sys::M_WAITOK != 0 {
-        may_sleep(call);
+/// `lockdestroy`: the buf is not one any more.
+pub extern "C" fn lockdestroy(lock: *mut sys::lock) {
+    let call = "lockdestroy";
+    let bp = BUFS.lock().unwrap().remove(&(lock as usize));
+    rule(call, bp.is_some(), "not a live lock");
+    // SAFETY: the caller's buf.
+    let buf = unsafe { &*buf_of(lock) };
+    rule(call, buf.b_lock.lk_lock == UNLOCKED, "the lock is held");
+    rule(call, buf.b_bufobj.is_null() && buf.b_vp.is_null(), "the buf is still in use");
+    rule(call, buf.b_npages == 0, "the buf still has pages");
+    rule(call, buf.b_rcred.is_null() && buf.b_wcred.is_null(), "the buf still has creds");
+    let claimed = buf.b_runningbufspace == 0;
+    rule(call, claimed, "runningbufspace is still claimed");
+}
+
+/// `__lockmgr_args`: BUF_LOCK() and BUF_UNLOCK().
+pub extern "C" fn lockmgr(
+    lock: *mut sys::lock,
+    flags: c_int,
+    _: *mut sys::lock_object,
+    _: *const c_char,
+    _: c_int,
+    _: c_int,
+    _: *const c_char,
+    _: c_int,
+) -> c_int {
+    let (call, me) = ("lockmgr", cpu::curthread() as usize);
+    rule(call, BUFS.lock().unwrap().contains_key(&(lock as usize)), "not a live lock");
+    // SAFETY: a live buf's lock.
+    let word = unsafe { &mut (*lock).lk_lock };
+    if flags & sys::LK_RELEASE != 0 {
+        rule(call, *word == me || *word == KERNPROC, "another thread's lock is released");
+        *word = UNLOCKED;
     } else {
-        let left = STOCK.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| match n {
-            usize::MAX => Some(n),
-            n => n.checked_sub(1),
-        });
-        if left.is_err() || zones.out.len() >= zones.max {
-            let failed = ALLOCS_FAILED.fetch_add(1, Ordering::Relaxed);
-            if left.is_err() && failed % PATIENCE == PATIENCE - 1 {
-                STOCK.fetch_add(1, Ordering::Relaxed);
-            }
-            return ptr::null_mut();
-        }
+        rule(call, flags & sys::LK_EXCLUSIVE != 0, "neither exclusive nor a release");
+        rule(call, *word == UNLOCKED, "the buf is locked already");
+        *word = me;
     }
-    let bp = zones.free.pop().map_or_else(
-        || {
-            let words = vec![0u64; PBUF_SIZE.div_ceil(8)].leak();
-            let bp: *mut sys::buf = words.as_mut_ptr().cast();
-            // SAFETY: fresh and large enough.
-            unsafe {
-                (*bp).b_kvabase =
-                    vm::reserve(SLOTS, "a buf's memory that pmap_qenter() has not mapped").cast();
-                (*bp).b_kvasize = (SLOTS * vm::PAGE) as c_int;
-            }
-            bp
-        },
-        |bp| bp as *mut sys::buf,
-    );
-    zones.out.push(bp as usize);
-    record(call, format_args!("buf {bp:?}"));
-    // SAFETY: nobody else has it.
-    unsafe {
-        let buf = &mut *bp;
-        buf.b_vp = ptr::null_mut();
-        buf.b_bufobj = ptr::null_mut();
-        buf.b_rcred = ptr::null_mut();
-        buf.b_wcred = ptr::null_mut();
-        buf.b_data = buf.b_kvabase;
-        buf.b_flags = sys::B_MAXPHYS as u32;
-        buf.b_ioflags = 0;
-        buf.b_iodone = None;
-        buf.b_error = 0;
-        // Locked by who allocates it.
-        buf.b_lock.lk_lock = crate::cpu::curthread() as usize;
-        // What the constructor leaves alone is whatever it was.
-        buf.b_npages = 0x5a5a;
-        buf.b_resid = 0x5a5a;
-        buf.b_ckhash = 0x5a5a_5a5a_5a5a_5a5a;
-        buf.b_fsprivate2 = 0x5a5a as *mut c_void;
-    }
-    bp
-}
-
-/// `uma_zfree_arg` of a pbuf, its destructor included.
-pub extern "C" fn uma_zfree_arg(zone: *mut c_void, bp: *mut sys::buf, _: *mut c_void) {
-    let call = "uma_zfree";
-    let mut zones = ZONES.lock().unwrap();
-    rule(call, zones.live.contains(&(zone as usize)), "not a live zone");
-    let at = zones.out.iter().position(|b| *b == bp as usize);
-    rule(call, at.is_some(), format_args!("buf {bp:?} is not out: freed twice?"));
-    at.map(|at| zones.out.remove(at));
-    record(call, format_args!("buf {bp:?}"));
-    // SAFETY: it was out, so it is the caller's.
-    let buf = unsafe { &mut *bp };
-    rule(call, buf.b_vp.is_null(), "b_vp is set");
-    rule(call, buf.b_bufobj.is_null(), "the buf still belongs to a bufobj");
-    rule(call, buf.b_runningbufspace == 0, "runningbufspace is still claimed");
-    for cred in [&mut buf.b_rcred, &mut buf.b_wcred] {
-        if !cred.is_null() {
-            CREDS.fetch_sub(1, Ordering::Relaxed);
-            *cred = ptr::null_mut();
-        }
-    }
-    zones.free.push(bp as usize);
+    0
 }
 
 /// `crhold`.
 pub extern "C" fn crhold(cred: *mut sys::ucred) -> *mut sys::ucred {
     CREDS.fetch_add(1, Ordering::Relaxed);
     cred
+}
+
+/// `crfree`.
+pub extern "C" fn crfree(cred: *mut sys::ucred) {
+    let before = CREDS.fetch_sub(1, Ordering::Relaxed);
+    rule("crfree", !cred.is_null() && before > 0, "nobody holds it");
 }
 
 /// `pbgetbo`.
@@ -195,50 +164,33 @@ pub extern "C" fn pbrelbo(bp: *mut sys::buf) {
     let buf = unsafe { &mut *bp };
     rule("pbrelbo", buf.b_vp.is_null(), "b_vp is set");
     rule("pbrelbo", !buf.b_bufobj.is_null(), "there is no bufobj");
-    buf.b_bufobj = ptr::null_mut();
+    buf.b_bufobj = std::ptr::null_mut();
     buf.b_flags &= !(sys::B_PAGING as u32);
 }
 
 /// The calling thread is on its way back to its program: it must not keep a
 /// buf's lock (userret(), WITNESS).
 pub fn none_locked(call: &str) {
-    let me = crate::cpu::curthread() as usize;
-    let zones = ZONES.lock().unwrap();
-    // SAFETY: bufs are never unmapped; another thread's lock word is its own
-    // address, whatever else it writes meanwhile.
-    let mine = zones.out.iter().find(|bp| unsafe {
-        (&raw const (*(**bp as *const sys::buf)).b_lock.lk_lock).read_volatile() == me
+    let me = cpu::curthread() as usize;
+    let bufs = BUFS.lock().unwrap();
+    // SAFETY: bufs that exist; another thread's lock word is its own address,
+    // whatever else it writes meanwhile.
+    let mine = bufs.keys().find(|lock| unsafe {
+        (&raw const (*(**lock as *const sys::lock)).lk_lock).read_volatile() == me
     });
-    rule(call, mine.is_none(), format_args!("returning with buf {mine:?} locked"));
+    rule(call, mine.is_none(), format_args!("returning with the lock {mine:?} of a buf"));
 }
 
 /// Whether the buf's lock belongs to the kernel and not to a thread.
 pub fn is_disowned(bp: *mut sys::buf) -> bool {
     // SAFETY: a live buf; for the testbed lk_lock says no more than this.
-    unsafe { (*bp).b_lock.lk_lock == usize::MAX }
+    unsafe { (*bp).b_lock.lk_lock == KERNPROC }
 }
 
 /// `_lockmgr_disown`: BUF_KERNPROC().
 pub extern "C" fn lockmgr_disown(lock: *mut sys::lock, _: *const c_char, _: c_int) {
     // SAFETY: a live buf's lock.
-    unsafe { (*lock).lk_lock = usize::MAX };
-}
-
-/// The kernel's `runningbufspace`.
-pub fn running() -> &'static AtomicI64 {
-    static PLACE: std::sync::LazyLock<usize> =
-        std::sync::LazyLock::new(|| crate::low::zeroed::<c_long>() as usize);
-    // SAFETY: a low variable that lives for ever.
-    unsafe { AtomicI64::from_ptr(*PLACE as *mut i64) }
-}
-
-/// `runningbufwakeup`.
-pub extern "C" fn runningbufwakeup(bp: *mut sys::buf) {
-    // SAFETY: the caller's buf.
-    let buf = unsafe { &mut *bp };
-    let before = running().fetch_sub(i64::from(buf.b_runningbufspace), Ordering::AcqRel);
-    rule("runningbufwakeup", before >= i64::from(buf.b_runningbufspace), "more than was claimed");
-    buf.b_runningbufspace = 0;
+    unsafe { (*lock).lk_lock = KERNPROC };
 }
 
 /// `bdone`.

@@ -176,7 +176,7 @@ impl Written {
 
 impl Disk {
     /// Write one sector.
-    fn write(&self, at: u64, bytes: &[u8]) {
+    pub fn write(&self, at: u64, bytes: &[u8]) {
         self.written.put(at, bytes);
     }
 }

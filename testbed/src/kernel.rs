@@ -17,11 +17,11 @@ use anyhow::{Result, bail, ensure};
 use asyncpager::kpi::sys;
 
 use crate::{
-    buf, callout, clock, cpu, disk,
+    buf, callout, clock, condvar, cpu, disk,
     elf::{Loaded, Symbol},
     graves, locks, low, malloc,
     rules::{may_sleep, record, rule, violation},
-    schedule, sysctl, taskqueue, vfs, vm, vnode,
+    schedule, sysctl, taskqueue, uma, vfs, vm, vnode,
 };
 
 /// What kldload is told.
@@ -193,14 +193,15 @@ pub fn check_balance() {
     let call = "after kldunload";
     rule(call, vfs::restored(), "an original VOP is not restored");
     for (what, n) in [
-        ("bufs out of their zone", buf::out()),
-        ("zones", buf::zones()),
+        ("bufs", buf::bufs()),
+        ("bytes of address space", buf::address_space()),
+        ("zones", uma::zones()),
+        ("condition variables", condvar::condvars()),
         ("counters", cpu::counters()),
         ("sysctl nodes", sysctl::registered()),
         ("mapped pages", vm::MAPPED.load(Ordering::Relaxed)),
         ("pages in use", vm::used()),
         ("references on creds", buf::CREDS.load(Ordering::Relaxed) as usize),
-        ("bytes of runningbufspace", buf::running().load(Ordering::Relaxed) as usize),
     ] {
         rule(call, n == 0, format_args!("{n} {what} are left"));
     }
@@ -226,6 +227,8 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "__rw_try_rlock" => locks::rw_try_rlock,
         "_callout_init_lock" => callout::callout_init_lock,
         "_callout_stop_safe" => callout::callout_stop,
+        "__lockmgr_args" => buf::lockmgr,
+        "_cv_wait" => condvar::cv_wait,
         "_lockmgr_disown" => buf::lockmgr_disown,
         "_mtx_destroy" => locks::mtx_destroy,
         "_mtx_init" => locks::mtx_init,
@@ -243,7 +246,11 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "counter_u64_alloc" => cpu::counter_u64_alloc,
         "counter_u64_fetch" => cpu::counter_u64_fetch,
         "counter_u64_free" => cpu::counter_u64_free,
+        "crfree" => buf::crfree,
         "crhold" => buf::crhold,
+        "cv_broadcastpri" => condvar::cv_broadcast,
+        "cv_destroy" => condvar::cv_destroy,
+        "cv_init" => condvar::cv_init,
         "critical_enter_KBI" => cpu::critical_enter,
         "critical_exit_KBI" => cpu::critical_exit,
         "eventratecheck" => eventratecheck,
@@ -254,6 +261,10 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "inmem" => vfs::inmem,
         "kern_yield" => kern_yield,
         "kernel_sysctlbyname" => sysctl::kernel_sysctlbyname,
+        "kva_alloc" => buf::kva_alloc,
+        "kva_free" => buf::kva_free,
+        "lockdestroy" => buf::lockdestroy,
+        "lockinit" => buf::lockinit,
         "malloc" => malloc::malloc,
         "malloc_init" => malloc::malloc_init,
         "malloc_uninit" => malloc::malloc_uninit,
@@ -265,12 +276,10 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "pause_sbt" => pause_sbt,
         "pbgetbo" => buf::pbgetbo,
         "pbrelbo" => buf::pbrelbo,
-        "pbuf_zsecond_create" => buf::pbuf_zsecond_create,
         "pmap_qenter" => vm::pmap_qenter,
         "pmap_qremove" => vm::pmap_qremove,
         "pmap_zero_page_area" => vm::pmap_zero_page_area,
         "printf" => printf,
-        "runningbufwakeup" => buf::runningbufwakeup,
         "sched_bind" => cpu::sched_bind,
         "sched_unbind" => cpu::sched_unbind,
         "strlcpy" => strlcpy,
@@ -289,10 +298,10 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "taskqueue_start_threads" => taskqueue::taskqueue_start_threads,
         "taskqueue_thread_enqueue" => taskqueue::taskqueue_thread_enqueue,
         "thread_lock_flags_" => cpu::thread_lock,
-        "uma_zalloc_arg" => buf::uma_zalloc_arg,
-        "uma_zdestroy" => buf::uma_zdestroy,
-        "uma_zfree_arg" => buf::uma_zfree_arg,
-        "uma_zone_set_max" => buf::uma_zone_set_max,
+        "uma_zalloc_arg" => uma::uma_zalloc_arg,
+        "uma_zcreate" => uma::uma_zcreate,
+        "uma_zdestroy" => uma::uma_zdestroy,
+        "uma_zfree_arg" => uma::uma_zfree_arg,
         "vdrop" => vnode::vdrop,
         "vget" => vnode::vget,
         "vhold" => vnode::vhold,
@@ -323,7 +332,6 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
     data("ffs_vnodeops1", one.cast());
     data("ffs_vnodeops2", two.cast());
     data("sysctl___vfs", sysctl::vfs().cast());
-    data("runningbufspace", buf::running().as_ptr().cast());
     for (name, value) in [
         ("maxphys", buf::MAXPHYS as u64),
         ("bogus_page", vm::Page::bogus().0 as u64),

@@ -69,6 +69,7 @@ pub fn get_pages_async(request: Request) -> c_int {
         let consecutive = fields.pindex == first.fields().pindex + i as u64;
         rule(call, consecutive, format_args!("page {i} does not follow the one before"));
     }
+    (0..count).for_each(|i| request.page(i).hand_over());
     match vm::kind(call, object) {
         vm::Kind::Vnode => vnode_pager(&request),
         vm::Kind::Swap => swap_pager(&request),

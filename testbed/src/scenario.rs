@@ -15,16 +15,17 @@ use asyncpager::kpi::sys;
 
 use crate::{
     bed::{Bed, Run},
-    buf, cpu,
+    cpu,
     disk::Manners,
     indirect::Indirect,
     kernel::{Module, Options},
     locks::VnodeLocked,
     pager::{Block, swap_free, swap_out},
-    scenario_ahead, scenario_guess,
+    scenario_ahead, scenario_bufs, scenario_guess,
     sendfile::{self, Outcome, Sending, getpages, getpages_async},
     sysctl::{self, counter},
     ufs::Inode,
+    uma,
     vfs::{Bmap, EMULATED, File, Mount, ORIGINAL, vectors},
     vm::{self, PAGE, Page},
 };
@@ -35,7 +36,8 @@ const P: u64 = PAGE as u64;
 
 /// All scenarios, by name.
 pub fn all() -> impl Iterator<Item = &'static (&'static str, Run)> {
-    ALL.iter().chain(scenario_ahead::ALL).chain(scenario_guess::ALL)
+    let ahead = scenario_ahead::ALL.iter().chain(scenario_guess::ALL);
+    ALL.iter().chain(ahead).chain(scenario_bufs::ALL)
 }
 
 const ALL: &[(&str, Run)] = &[
@@ -52,7 +54,6 @@ const ALL: &[(&str, Run)] = &[
     ("short-transfer", short_transfer),
     ("no-bmap", no_bmap),
     ("bmap-fails", bmap_fails),
-    ("no-pbuf", no_pbuf),
     ("no-memory", no_memory),
     ("small-blocks", small_blocks),
     ("doomed", doomed),
@@ -80,7 +81,7 @@ pub fn run(name: &str, ko: &Path, seed: u64) -> Result<()> {
     let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(DISK).collect();
     let mut bed = Bed::new(Some(ko), &Options::default(), image, 512, seed, true)?;
     run(&mut bed, ko)?;
-    buf::STOCK.store(usize::MAX, Ordering::Relaxed);
+    uma::NO_MEMORY.store(false, Ordering::Relaxed);
     vm::NO_MEMORY.store(false, Ordering::Relaxed);
     bed.finish()
 }
@@ -373,28 +374,6 @@ fn bmap_fails(bed: &mut Bed, _: &Path) -> Result<()> {
         "something was read"
     );
     release(&pages);
-    Ok(())
-}
-
-fn no_pbuf(bed: &mut Bed, _: &Path) -> Result<()> {
-    let file = bed.synthetic(4096, &straight(30), 30 * P, true);
-    let apart = bed.synthetic(
-        4096,
-        &(0..30).map(|i| Some(100 - i * 2)).collect::<Vec<_>>(),
-        29 * P + 9,
-        true,
-    );
-    buf::STOCK.store(0, Ordering::Relaxed);
-    let before = ORIGINAL[1].load(Ordering::Relaxed);
-    good(bed, &file, 0, 8, 0, 4)?;
-    ensure!(ORIGINAL[1].load(Ordering::Relaxed) == before + 1, "not handed over");
-    // Wherever the bufs run out, no request is lost.
-    for stock in 0..12 {
-        buf::STOCK.store(stock, Ordering::Relaxed);
-        good(bed, &apart, 3, 10, 2, 2)?;
-        vm::drop_pages(apart.object);
-    }
-    ensure!(counter("no_pbuf") > 0, "not counted");
     Ok(())
 }
 

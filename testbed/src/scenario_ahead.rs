@@ -53,7 +53,6 @@ pub const ALL: &[(&str, Run)] = &[
     ("map-holes", map_holes),
     ("map-error", map_error),
     ("map-fast", map_fast),
-    ("map-no-pbuf", map_no_pbuf),
     ("map-others", map_others),
 ];
 
@@ -97,7 +96,7 @@ pub fn send(bed: &Bed, file: &File, offset: u64, len: u64, wish: i32) -> Result<
     finish(bed, file, sending, offset, len)
 }
 
-fn finish(bed: &Bed, file: &File, sending: Sending, offset: u64, len: u64) -> Result<()> {
+pub fn finish(bed: &Bed, file: &File, sending: Sending, offset: u64, len: u64) -> Result<()> {
     let mut got = Vec::new();
     let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
     ensure!(sent == Ok(()), "{len} bytes at {offset}: {sent:?}");
@@ -516,7 +515,7 @@ fn stream_switches(bed: &mut Bed, _: &Path) -> Result<()> {
 }
 
 /// Begin to send with neither the block map nor a page in memory.
-fn begin_forgotten(file: &File, offset: u64, len: u64) -> Result<Sending> {
+pub fn begin_forgotten(file: &File, offset: u64, len: u64) -> Result<Sending> {
     // Nor does what came before bring it there meanwhile.
     taskqueue::hold(true);
     wait_until("no buf is in flight", || buf::out() == 0)?;
@@ -635,26 +634,6 @@ fn map_fast(bed: &mut Bed, _: &Path) -> Result<()> {
         mount();
         Ok([new, fast, slow, long_ago, again()?] == [1, 1, 2, 2, 3])
     })
-}
-
-/// Wherever the bufs run out, no request is lost.
-fn map_no_pbuf(bed: &mut Bed, _: &Path) -> Result<()> {
-    slow(bed, 5)?;
-    let blocks: Vec<_> = (0..60).map(|i| Some(300 - i * 2)).collect();
-    let file = bed.synthetic(4096, &blocks, 60 * P, true);
-    for stock in 0..14 {
-        buf::STOCK.store(stock, Ordering::Relaxed);
-        let failed = buf::ALLOCS_FAILED.load(Ordering::Relaxed);
-        let sending = begin_forgotten(&file, 20 * P, 8 * P)?;
-        // What waits for a buf asks again until there is one.
-        wait_until("the bufs were too few, or enough", || {
-            buf::ALLOCS_FAILED.load(Ordering::Relaxed) > failed || sending.is_over()
-        })?;
-        buf::STOCK.store(usize::MAX, Ordering::Relaxed);
-        finish(bed, &file, sending, 20 * P, 8 * P)?;
-    }
-    ensure!(counter("maps_read") > 0, "{:?}", sysctl::counters());
-    Ok(())
 }
 
 /// Whoever else asks for a block gets the true answer, and waits for it.

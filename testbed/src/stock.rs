@@ -118,6 +118,12 @@ fn fill(file: &File, pages: &[Page]) -> c_int {
         if parts.is_empty() {
             continue;
         }
+        // A buffer has all pages of its block, and waits for those that are
+        // busied (vfs_vmio_extend(), vm_page_grab_pages()).
+        let behind = (from + block).min(size.next_multiple_of(PAGE as u64));
+        for at in (from..behind).step_by(PAGE).filter(|at| !(start..end).contains(at)) {
+            vm::wait_unbusied("getblk", file.object, at / PAGE as u64);
+        }
         let (place, ..) = file.bmap(lbn);
         let bytes = if place < 0 || from >= size {
             vec![0; block as usize]

@@ -21,14 +21,13 @@ use serde_json::json;
 use crate::{
     Common,
     bed::Bed,
-    buf,
     bufcache::{self, CHUNK, Versions},
     cpu,
     disk::{Latency, Manners},
     kernel::{Module, Options},
     pager, rules, schedule,
     sendfile::{self, Sending},
-    sysctl,
+    sysctl, uma,
     vfs::File,
     vm::{self, PAGE},
 };
@@ -138,7 +137,6 @@ pub fn run(common: &Common, plan: Plan, save: &Path) -> Result<()> {
         "faults_injected": {
             "transfers_failed": errors,
             "page_allocations_failed": get(&vm::ALLOCS_FAILED),
-            "pbuf_allocations_failed": get(&buf::ALLOCS_FAILED),
         },
         "pages_reclaimed": get(&tally.reclaimed),
         "reloads": get(&tally.reloads),
@@ -232,7 +230,7 @@ fn one(
     };
     bed.module = module.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     result?;
-    buf::STOCK.store(usize::MAX, Ordering::Relaxed);
+    uma::NO_MEMORY.store(false, Ordering::Relaxed);
     vm::NO_MEMORY.store(false, Ordering::Relaxed);
     sendfile::LINGER.store(0, Ordering::Relaxed);
     while vm::unbusy_shared() {}
@@ -309,6 +307,8 @@ fn single(
 /// Every latency is worth hiding, in small windows and as fast as it goes.
 fn options() -> Options {
     let tunables = [
+        // So few that requests wait for them.
+        ("vfs.asyncpager.bufs", "24"),
         ("vfs.asyncpager.readahead.latency_min", "0"),
         ("vfs.asyncpager.readahead.initial", "131072"),
         ("vfs.asyncpager.readahead.max", "524288"),
@@ -510,7 +510,7 @@ fn disturb(
     if one_in(rng, 2) {
         // Shortages pass.
         vm::NO_MEMORY.store(false, Ordering::Relaxed);
-        buf::STOCK.store(usize::MAX, Ordering::Relaxed);
+        uma::NO_MEMORY.store(false, Ordering::Relaxed);
     }
     match rng.u8(..19) {
         0..=3 => {
@@ -529,7 +529,7 @@ fn disturb(
             });
         }
         4..=5 => vm::NO_MEMORY.store(true, Ordering::Relaxed),
-        6 => buf::STOCK.store(rng.usize(..40), Ordering::Relaxed),
+        6 => uma::NO_MEMORY.store(true, Ordering::Relaxed),
         7..=8 => {
             // A little from one file, or everything from all of them.
             let (all, one) = (one_in(rng, 6), rng.usize(..files.len()));

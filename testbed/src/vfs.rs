@@ -186,6 +186,16 @@ impl File {
         self.size.store(size, Ordering::Release);
     }
 
+    /// softdep_setup_freeblocks(): a truncation to length 0 sets the inode's
+    /// size and frees the blocks, before it waits for busied pages. Without the
+    /// vnode's lock, which a reader of the block map has while the disk hangs.
+    pub fn free_blocks(&self) {
+        with_vnode("ffs_truncate", self.vnode, |fields| {
+            // SAFETY: an inode that lives as long as its vnode is not doomed.
+            unsafe { set_dinode_size(fields.v_data.cast(), 0) }
+        });
+    }
+
     /// Close a file that nobody uses: nothing may be left of anybody's use.
     pub fn close(&self) {
         let call = "vgone";

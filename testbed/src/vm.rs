@@ -17,7 +17,7 @@ use asyncpager::kpi::sys;
 use crate::{
     clock::Patience,
     graves, locks,
-    rules::{may_sleep, record, rule, violation},
+    rules::{self, may_sleep, record, rule, violation},
     schedule,
 };
 
@@ -187,9 +187,23 @@ impl Page {
         self.fields().valid & bits(offset, len) == bits(offset, len)
     }
 
+    fn owner(self) -> &'static AtomicU64 {
+        static OWNERS: LazyLock<Vec<AtomicU64>> =
+            LazyLock::new(|| (0..PAGES).map(|_| AtomicU64::new(0)).collect());
+        &OWNERS[self.index()]
+    }
+
+    /// The thread that has busied the page gives it to a pager.
+    pub fn hand_over(self) {
+        if self != Self::bogus() {
+            self.owner().store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Unbusy, and wake who waits.
     pub fn unbusy(self, call: &str) {
         let _vm = VM.lock().unwrap();
+        self.owner().store(0, Ordering::Relaxed);
         record(call, format_args!("unbusy {self}"));
         rule(call, self.is_busy(), format_args!("page {self:?} is not exclusive-busied"));
         self.fields().busy_lock = UNBUSIED;
@@ -409,6 +423,17 @@ pub fn grab(object: *mut sys::vm_object, pindex: u64) -> Page {
     }
 }
 
+/// Wait until a page, if it exists, is not busy. A thread that has busied the
+/// page itself, and has not given it to a pager, would wait for ever.
+pub fn wait_unbusied(call: &str, object: *mut sys::vm_object, pindex: u64) {
+    wait_for(call, |vm| {
+        let taken = vm.page(object, pindex).filter(|page| page.is_taken());
+        let own = taken.is_some_and(|p| p.owner().load(Ordering::Relaxed) == rules::thread());
+        rule(call, !own, format_args!("deadlock: this very thread has page {pindex} busied"));
+        taken.is_none().then_some(())
+    });
+}
+
 /// `None` when the page is busy.
 fn try_grab(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
     let mut vm = VM.lock().unwrap();
@@ -425,6 +450,7 @@ fn try_grab(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
             .unwrap_or_else(|| violation("vm_page_grab_pages", "the machine is out of pages")),
     };
     page.fields().ref_count += 1;
+    page.owner().store(rules::thread(), Ordering::Relaxed);
     record("vm_page_grab_pages", format_args!("{page} valid {:#x}", page.fields().valid));
     Some(page)
 }

@@ -168,14 +168,14 @@ macro_rules! mutations {
 }
 
 mutations! {
-    iodone_twice: "bogus-inside", "src/kpi/vnode_if.rs",
+    iodone_twice: "bogus-inside", "src/kpi/getpages.rs",
         "self.call(outcome);" => "self.call(outcome); self.call(outcome);";
-    iodone_never: "bogus-inside", "src/kpi/vnode_if.rs",
+    iodone_never: "bogus-inside", "src/kpi/getpages.rs",
         "self.call(outcome);" => "let _ = outcome;";
     iodone_and_the_original_too: "large-sector", "src/vop.rs",
         "vop.reply.pass_on();" => "drop(vop.reply);";
-    iodone_without_the_last_page: "last-partly-valid", "src/kpi/buf.rs",
-        "pages.len() as u64 | if" => "(pages.len() - last_partly_valid as usize) as u64 | if";
+    iodone_without_the_last_page: "last-partly-valid", "src/kpi/getpages.rs",
+        "pages, count: reply.count };" => "pages, count: reply.count - 1 };";
     ahead_page_left_busy: "behind-and-ahead", "src/kpi/vm_page.rs",
         "unsafe { sys::vm_page_readahead_finish(self.0.as_ptr()) };" => "";
     ahead_page_not_freed_on_error: "error", "src/kpi/vm_page.rs",
@@ -185,22 +185,22 @@ mutations! {
     allocated_over_a_page_that_exists: "behind-and-ahead", "src/kpi/vm_object.rs",
         "if !sys::vm_page_lookup(object, pindex).is_null()" => "if false";
     pbuf_leaked: "end-of-file", "src/kpi/buf.rs",
-        "sys::shim_pbuf_free(zone.cast(), bp);" => "let _ = zone;";
+        "(*tail).pool.put(bp);" => "let _ = (*tail).pool;";
     bufobj_not_released: "end-of-file", "src/kpi/buf.rs",
         "sys::pbrelbo(bp);" => "";
     cred_leaked: "end-of-file", "sys-headers/shim.c",
         "bp->b_rcred = crhold(curthread->td_ucred);" => "bp->b_rcred = crhold(crhold(curthread->td_ucred));";
     creds_not_held: "end-of-file", "src/kpi/buf.rs",
         "sys::shim_hold_creds(bp);" => "";
-    not_given_to_the_kernel: "end-of-file", "src/kpi/buf.rs",
-        "sys::shim_BUF_KERNPROC(bp);" => "";
-    runningbufspace_leaked: "end-of-file", "sys-headers/shim.c",
-        "atomic_add_long(&runningbufspace, bytes);" => "atomic_add_long(&runningbufspace, bytes + 1);";
+    not_given_to_the_kernel: "end-of-file", "sys-headers/shim.c",
+        "	BUF_KERNPROC(bp);\n	return (true);\n}\n\nvoid\nshim_buf_fini" => "	return (true);\n}\n\nvoid\nshim_buf_fini";
+    reads_charged_to_runningbufspace: "end-of-file", "sys-headers/shim.c",
+        "	bp->b_resid = 0;\n" => "	bp->b_resid = 0;\n	bp->b_runningbufspace = bp->b_bcount;\n";
     mapping_leaked: "mapped", "src/kpi/buf.rs",
         "sys::pmap_qremove(buf.b_kvabase as u64, npages);" => "let _ = npages;";
     tail_not_zeroed: "end-of-file", "src/pager/complete.rs",
-        "page.zero(below, PAGE as u32 - below);" => "let _ = below;";
-    hole_not_zeroed: "holes", "src/pager/mod.rs",
+        "let below = good.saturating_sub(i.saturating_mul(PAGE)).min(PAGE) as u32;\n                page.zero(below, PAGE as u32 - below);" => "let _ = (i, page);";
+    hole_not_zeroed: "holes", "src/pager/submit.rs",
         "page.zero(offset as u32, n as u32);" => "";
     behind_the_end_marked_valid: "end-of-file", "src/kpi/vm_page.rs",
         "if below >= u64::from(sys::PAGE)" => "if below > 0";
@@ -213,18 +213,17 @@ mutations! {
     more_than_maxphys: "maxphys", "src/pager/plan.rs",
         "if extra <= spare" => "if extra <= 100_000";
     lock_held_across_strategy: "end-of-file", "src/pager/submit.rs",
-        "call.vop.reply.pass_on();" => "call.vop.reply.pass_on(); let object = call.target.place.object; let _locked = object.read();";
+        "                    bufs::send(buf);" => "                    let _locked = target.place.object.read(); bufs::send(buf);";
     sleep_in_completion: "end-of-file", "src/pager/complete.rs",
-        "let part = unsafe { Pbuf::from_iodone(bp) };" =>
-        "let part = unsafe { Pbuf::from_iodone(bp) }; crate::kpi::systm::pause(1);";
+        "pub fn part(mut buf: Buf) {" => "pub fn part(mut buf: Buf) { crate::kpi::systm::pause(1);";
     short_transfer_believed: "short-transfer", "src/kpi/buf.rs",
-        "if buf.b_resid != 0 { Err(Errno::EIO) }" => "if false { Err(Errno::EIO) }";
-    success_taken_for_an_error: "bogus-inside", "src/kpi/buf.rs",
-        "contains(IoFlags::ERROR)" => "is_empty()";
+        "if self.buf().b_resid != 0 { Err(Errno::EIO) }" => "if false { Err(Errno::EIO) }";
+    success_taken_for_an_error: "bogus-inside", "sys-headers/shim.c",
+        "(bp->b_ioflags & BIO_ERROR) == 0" => "(bp->b_ioflags & BIO_ERROR) != 0";
     bad_sector_ahead_fails_the_request: "error-only-ahead", "src/pager/complete.rs",
-        "if behind + ahead == 0 ||" => "if behind + ahead < 1000 ||";
+        "around > 0 && error != Errno::ENXIO" => "around > 1000 && error != Errno::ENXIO";
     asked_again_after_enxio: "device-gone", "src/pager/complete.rs",
-        "error == Errno::ENXIO" => "false";
+        "around > 0 && error != Errno::ENXIO" => "around > 0 && error != Errno::EINVAL";
     no_bmap_is_an_error: "no-bmap", "src/pager/request.rs",
         "Err(Errno::EOPNOTSUPP) => return Err(Answer::Emulate(vop))," => "";
     doomed_vnode_served: "doomed", "src/pager/request.rs",
@@ -242,47 +241,42 @@ mutations! {
         "    stats::release();" => "";
     sysctls_leaked: "sync", "src/tunables.rs",
         "    CONTEXT.end();" => "";
-    zone_leaked: "sync", "src/lib.rs",
-        "        tunables::release();\n        pager::PBUFS.destroy();\n        LOADED" => "        tunables::release();\n        LOADED";
-    object_used_after_the_reply: "forced-unmount", "src/pager/complete.rs",
-        "lead.reply().send(outcome);" =>
-        "lead.reply().send(outcome); core::hint::black_box(lead.vnode().and_then(|v| v.object()).map(|o| o.vnp_size()));";
+    zone_leaked: "sync", "src/pager/mod.rs",
+        "    bufs::destroy();\n    REQUESTS.destroy();" => "    bufs::destroy();";
+    object_used_after_the_reply: "forced-unmount", "src/kpi/getpages.rs",
+        "Some(outcome) => reply.send(outcome)," => "Some(outcome) => { reply.send(outcome); core::hint::black_box(Vnode::new(self.item().vnode).object().map(|o| o.vnp_size())); }";
     object_lock_recursed: "end-of-file", "src/pager/complete.rs",
-        "let read = pages.len()" => "let _again = object.read(); let read = pages.len()";
+        "    for (i, page) in pages.iter().enumerate() {\n        if i < read {" => "    let _again = object.read();\n    for (i, page) in pages.iter().enumerate() {\n        if i < read {";
+    mount_used_after_the_reply: "forced-unmount", "src/kpi/getpages.rs",
+        "Some(outcome) => reply.send(outcome)," => "Some(outcome) => { reply.send(outcome); core::hint::black_box(Vnode::new(self.item().vnode).takes_unmapped()); }";
     object_lock_kept_after_completion: "end-of-file", "src/pager/complete.rs",
         "    let locked = object.read();\n    for (i, page)" =>
         "    let locked = core::mem::ManuallyDrop::new(object.read());\n    for (i, page)";
-    mount_used_after_the_reply: "forced-unmount", "src/pager/complete.rs",
-        "lead.reply().send(outcome);" =>
-        "lead.reply().send(outcome); core::hint::black_box(lead.vnode().is_some_and(|v| v.takes_unmapped()));";
     waits_for_the_disk: "never-waits", "src/pager/submit.rs",
-        "let form = if call.vop.reply.is_async() { Form::Async(complete::iodone) } else { Form::Sync };" =>
-        "let form = Form::Sync; core::hint::black_box(Form::Async(complete::iodone));";
+        "                    bufs::send(buf);" => "                    let _ = complete::sync(bufs::read(buf));";
     waits_before_the_disk: "never-waits", "src/pager/submit.rs",
-        "call.vop.reply.pass_on();" => "call.vop.reply.pass_on(); crate::kpi::systm::pause(1);";
+        "let (mut walk, mut around, mut sent) =" => "crate::kpi::systm::pause(1);\n    let (mut walk, mut around, mut sent) =";
     yields_with_the_thread_lock: "sync", "sys-headers/shim.c",
         "	thread_unlock(curthread);\n	kern_yield" => "	kern_yield";
     unbinds_without_the_thread_lock: "sync", "sys-headers/shim.c",
         "	thread_lock(curthread);\n	sched_unbind" => "	sched_unbind";
-    lead_left_to_its_thread: "map", "src/kpi/buf.rs",
-        "lead.give_up();\n        let lead" => "let lead";
-    promise_to_anybody: "map-others", "src/pager/chain.rs",
+    promise_to_anybody: "map-others", "src/pager/deferred.rs",
         "if !(first..first.saturating_add(per_block)).any(|pindex| locked.is_wanted(pindex))" => "if false";
-    promise_beyond_the_indirect_block: "map-levels", "src/pager/chain.rs",
+    promise_beyond_the_indirect_block: "map-levels", "src/pager/deferred.rs",
         "Some(end.saturating_sub(at.saturating_add(1)).min(most) as u32)" => "Some(most as u32)";
     promise_not_kept: "map", "src/vop.rs",
         "let promised = PROMISED.forget();" => "let promised = PROMISED.forget() && false;";
     map_waited_for: "map", "src/vop.rs",
         "&& proc::in_sendfile()" => "&& false";
-    wrong_pointer: "map", "src/pager/map.rs",
+    wrong_pointer: "map", "src/pager/blockmap.rs",
         "let index = rest.checked_div(below)?;" => "let index = rest.checked_div(below)? / 2 * 2;";
-    pointer_to_another_level: "map-holes", "src/pager/chain.rs",
+    pointer_to_another_level: "map-holes", "src/pager/deferred.rs",
         "table.pointer(stage.index)" => "table.pointer(stage.index ^ 1)";
-    hole_in_the_map_read: "map-holes", "src/pager/map.rs",
-        "Some((blkno > 0).then_some(blkno))" => "Some(Some(blkno.max(1)))";
+    hole_in_the_map_read: "map-holes", "src/pager/blockmap.rs",
+        "sane.then_some((blkno > 0).then_some(blkno))" => "sane.then_some(Some(blkno.max(1)))";
     neighbour_s_block_zeroed: "small-blocks", "src/pager/complete.rs",
         "if small { u64::MAX } else" => "if small && part.bytes() == 0 { u64::MAX } else";
-    map_read_apart_for_nothing: "map-fast", "src/pager/chain.rs",
+    map_read_apart_for_nothing: "map-fast", "src/pager/deferred.rs",
         "if !latency::may_be_long(place.device.id())" => "if false";
     slowness_never_forgotten: "map-fast", "src/pager/latency.rs",
         "longest - longest / 16" => "longest";
@@ -290,20 +284,20 @@ mutations! {
         "if self.mounting.load(Ordering::Relaxed) != mounting {" => "if false && mounting > 0 {";
     slowness_not_remembered: "map-fast", "src/pager/latency.rs",
         "longest - longest / 16" => "0 * longest";
-    map_error_believed: "map-error", "src/pager/chain.rs",
-        "match chain.settle() {" => "let _ = chain.settle(); match Ok::<(), Errno>(()) {";
-    io_from_a_completion: "map", "src/pager/chain.rs",
-        "Ok(()) => late::later(chain, go_on)," => "Ok(()) => go_on(chain),";
+    map_error_believed: "map-error", "src/pager/deferred.rs",
+        "match buf.outcome() {" => "let _ = buf.outcome(); match Ok::<(), Errno>(()) {";
+    io_from_a_completion: "map", "src/pager/deferred.rs",
+        "Ok(()) => worker::push(buf)," => "Ok(()) => drop(go_on(buf)),";
     retry_from_a_completion: "error-only-ahead", "src/pager/complete.rs",
-        "later(part, send_again);" => "send_again(part); let _ = later;";
-    map_request_lost_without_bufs: "map-no-pbuf", "src/pager/chain.rs",
-        "chain.set_tag(plan.done as usize);\n            Ok(Next::Read)" => "Ok(Next::Done)";
+        "            worker::push(buf);" => "            bufs::send(buf);";
+    map_request_lost_without_bufs: "bufs-map-starved", "src/pager/deferred.rs",
+        "return Ok(Next::Starved);" => "return Ok(Next::Done);";
     pointers_leaked: "map", "src/kpi/buf.rs",
         "sys::vm_page_free(page);" => "";
-    window_keeps_no_object: "stream-unmount", "src/kpi/buf.rs",
-        "unsafe { sys::vm_object_pip_add(object.as_ptr(), 1) };" => "";
-    window_keeps_its_object: "stream", "src/kpi/buf.rs",
-        "sys::vm_object_pip_wakeup(object);" => "let _ = object;";
+    window_keeps_no_object: "stream-unmount", "src/kpi/vm_object.rs",
+        "unsafe { sys::vm_object_pip_add(self.0.as_ptr(), 1) };" => "";
+    window_keeps_its_object: "stream", "src/kpi/vm_object.rs",
+        "unsafe { sys::vm_object_pip_wakeup(self.0.as_ptr()) };" => "";
     window_from_where_pages_exist: "stream-over", "src/readahead/load.rs",
         "blkno: run.blkno.saturating_add(skipped as i64)," => "blkno: run.blkno,";
     window_stops_where_pages_exist: "stream-over", "src/readahead/load.rs",
@@ -329,29 +323,29 @@ mutations! {
         "plan::below_eof(start, reached, eof);" => "plan::below_eof(start, u64::MAX, eof);";
     no_gap_for_the_consumer: "stream-gap", "src/readahead/stream.rs",
         "let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };" => "let gap = u64::from(late) * 0;";
-    guess_not_judged: "guess-wrong", "src/readahead/guess.rs",
+    guess_not_judged: "guess-wrong", "src/readahead/speculative.rs",
         "Ok(Step::Read(run)) if run.blkno == blkno =>" => "Ok(Step::Read(run)) if run.len > 0 =>";
-    guess_kept_when_wrong: "guess-wrong", "src/readahead/guess.rs",
-        "wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);" => "wrong.into_iter().flatten().filter_map(OnTrial::accept).for_each(finish);";
+    guess_kept_when_wrong: "guess-wrong", "src/readahead/speculative.rs",
+        "wrong.into_iter().flatten().for_each(discard);" => "wrong.into_iter().flatten().filter_map(Claim::leave).for_each(|buf| finish(bufs::claimed(buf)));";
     gone_on_and_not_noticed: "map-gone-on", "src/readahead/window.rs",
         "if missing.is_some() && !patient {" => "if missing.is_some() && !patient && in_flight == 0 {";
-    right_and_waited_for: "guess-late", "src/readahead/guess.rs",
-        "if let Some(back) = buf.accept() {" => "if let Some(back) = Some(buf.reject()) {";
+    right_and_waited_for: "guess-late", "src/readahead/speculative.rs",
+        "if let Some(back) = buf.leave() {" => "if let Some(back) = Some(buf.wait()) {";
     accepted_and_left: "guess", "src/kpi/buf.rs",
-        "(before == BACK).then(|| Pbuf(this.0))" => "(before > REJECTED).then(|| Pbuf(this.0))";
+        "(before == BACK).then(|| Pbuf(this.0, PhantomData))" => "(before > WANTED).then(|| Pbuf(this.0, PhantomData))";
     rejected_in_flight: "guess-wrong", "src/kpi/buf.rs",
-        "swap(REJECTED, Ordering::AcqRel) != BACK" => "swap(REJECTED, Ordering::AcqRel) > REJECTED";
+        "swap(WANTED, Ordering::AcqRel) != BACK" => "swap(WANTED, Ordering::AcqRel) > WANTED";
     back_before_it_is_judged: "guess", "src/kpi/buf.rs",
-        "ACCEPTED => Some(Self(this.0))," => "ACCEPTED | 0 => Some(Self(this.0)),";
-    guess_tried_again_at_once: "guess-wrong", "src/readahead/guess.rs",
+        "LEFT => C::completed(" => "LEFT | SENT => C::completed(";
+    guess_tried_again_at_once: "guess-wrong", "src/readahead/speculative.rs",
         "(false, _) => 0," => "(false, _) => 3,";
-    guess_never_tried_again: "guess-luck", "src/readahead/guess.rs",
+    guess_never_tried_again: "guess-luck", "src/readahead/speculative.rs",
         "before.saturating_add(1).min(3)" => "before.saturating_add(1).min(1)";
-    guess_behind_the_end: "guess-end", "src/readahead/guess.rs",
+    guess_behind_the_end: "guess-end", "src/readahead/speculative.rs",
         "> place.vnode.fs_blocks()" => "> i64::MAX - 1";
-    guess_waits_for_the_map: "guess", "src/readahead/guess.rs",
+    guess_waits_for_the_map: "guess", "src/readahead/speculative.rs",
         "if !place.vnode.read_block(stage.lbn, map) {" => "if place.vnode.bmap(place.lbn(guess.pages.start)).is_err() {";
-    guess_switched_off_tried: "guess-off", "src/readahead/guess.rs",
+    guess_switched_off_tried: "guess-off", "src/readahead/speculative.rs",
         "bufs > 0 && ENABLED.load(Ordering::Relaxed)" => "bufs > 0";
     map_buffer_keeps_its_owner: "guess", "sys-headers/shim.c",
         "vfs_busy_pages(bp, 0);\n\tBUF_KERNPROC(bp);" => "vfs_busy_pages(bp, 0);";
@@ -377,4 +371,22 @@ mutations! {
         "unsafe { sys::shim_VOP_UNLOCK(self.0.as_ptr()) };" => "";
     streams_left_locked: "stream", "src/kpi/mutex.rs",
         "unsafe { sys::shim_mtx_unlock(self.0.raw()) };" => "";
+    bufs_leaked: "sync", "src/pager/mod.rs",
+        "    bufs::destroy();\n    REQUESTS.destroy();" => "    REQUESTS.destroy();";
+    starved_and_never_woken: "bufs-map-starved", "src/pager/bufs.rs",
+        "            worker::buf_is_back();\n" => "            let _ = worker::buf_is_back;\n";
+    starved_begins_anew: "bufs-map-starved", "src/pager/deferred.rs",
+        "read.walk = before;" => "read.walk = Walk::default(); let _ = before;";
+    promised_call_passed_on: "promise-not-kept", "src/pager/mod.rs",
+        "Err(again) => call = again," => "Err(again) => return Answer::Emulate(again.vop),";
+    readahead_takes_all_bufs: "bufs-readahead", "src/pager/bufs.rs",
+        "Use::Readahead => (&READAHEAD, POOL.len() / 2)," => "Use::Readahead => (&READAHEAD, POOL.len()),";
+    loaded_bufs_kept_while_waiting: "bufs-none", "src/pager/submit.rs",
+        "                    bufs::send(buf);" => "                    core::mem::forget(buf);";
+    truncated_and_sent: "map-truncated", "src/pager/complete.rs",
+        "if request.is_deferred() {" => "if false {";
+    truncated_and_aborted: "map-truncated", "src/pager/complete.rs",
+        "if size <= start { Ok(()) } else { outcome }" => "outcome";
+    overlong_call_passed_on: "use-buf-pager-off", "src/pager/request.rs",
+        "return Err(failed(vop, PagerError::Fail, Errno::EINVAL));\n    }\n    if !place" => "return Err(Answer::Original(vop));\n    }\n    if !place";
 }

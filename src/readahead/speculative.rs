@@ -14,22 +14,18 @@
 
 use core::{
     ops::Range,
-    ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
-use super::load::{discard, finish, load};
+use super::load::{finish, load};
 use crate::{
-    kpi::{
-        buf::{OnTrial, Pbuf},
-        sys,
-    },
+    kpi::buf::Claim,
     pager::{
-        chain::Missing,
+        bufs::{self, Context},
+        deferred::Missing,
         latency,
         plan::{DEV_BSIZE, PAGE, Run, Step},
         request::Place,
-        submit,
     },
     stats,
 };
@@ -51,7 +47,7 @@ pub struct Guess {
 
 /// A buf with so many pages from `pindex` on, which reads from `blkno`.
 struct Part {
-    buf: OnTrial,
+    buf: Claim<Context>,
     pindex: u64,
     pages: u32,
     blkno: i64,
@@ -103,15 +99,13 @@ impl Guess {
             let (start, len) = (at.saturating_mul(PAGE), pages.saturating_mul(PAGE));
             let run = Run { start, len, blkno, behind: 0, ahead: 0 };
             // What cannot be had is read when the map is there.
-            let Ok((there, loaded)) = load(place, run) else { return };
-            let new = loaded.as_ref().map_or(0, Pbuf::ahead);
+            let Ok((there, loaded)) = load(place, run, tag) else { return };
+            let new = loaded.as_ref().map_or(0, bufs::Buf::ahead);
             let pindex = at.saturating_add(u64::from(there));
-            *part = loaded.map(|mut buf| {
+            *part = loaded.map(|buf| {
                 stats::PAGES_GUESSED.add(new);
-                buf.hold_object(&place.object, tag);
-                submit::sent(&mut buf);
                 let blkno = buf.blkno();
-                Part { buf: buf.send_on_trial(iodone), pindex, pages: new, blkno }
+                Part { buf: bufs::send_claimable(buf), pindex, pages: new, blkno }
             });
             at = pindex.saturating_add(u64::from(new));
         }
@@ -129,8 +123,8 @@ impl Guess {
         for (part, wrong) in self.parts.iter_mut().zip(&mut wrong) {
             let Some(Part { buf, pindex, pages, blkno }) = part.take() else { continue };
             if is_at(place, pindex, pages, blkno) {
-                if let Some(back) = buf.accept() {
-                    finish(back);
+                if let Some(back) = buf.leave() {
+                    finish(bufs::claimed(back));
                 }
                 read += pages;
                 if all {
@@ -143,7 +137,7 @@ impl Guess {
                 *wrong = Some(buf);
             }
         }
-        wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);
+        wrong.into_iter().flatten().for_each(discard);
         LUCK.note(begins, all);
         (to, read)
     }
@@ -152,24 +146,13 @@ impl Guess {
 impl Drop for Guess {
     /// There is no map, and nothing is kept.
     fn drop(&mut self) {
-        let parts = self.parts.iter_mut().filter_map(Option::take);
-        parts.map(|part| part.buf.reject()).for_each(discard);
+        self.parts.iter_mut().filter_map(Option::take).for_each(|part| discard(part.buf));
     }
 }
 
-/// `b_iodone` of a guess's bufs.
-///
-/// # Safety
-///
-/// Called by the disk's completion thread with a buf that [`Guess::send`] has sent.
-unsafe extern "C" fn iodone(bp: *mut sys::buf) {
-    let Some(bp) = NonNull::new(bp) else { return };
-    // SAFETY: the caller's promise.
-    let part = unsafe { Pbuf::from_iodone(bp) };
-    latency::came_back(&part);
-    if let Some(part) = part.back_from_trial() {
-        finish(part);
-    }
+/// Wait until a buf that has read the wrong place is back, and free its pages.
+fn discard(buf: Claim<Context>) {
+    drop(bufs::claimed(buf.wait()));
 }
 
 /// Whether the block map has so many pages from `pindex` on at `blkno` and

@@ -14,26 +14,39 @@
 //! answered. Who moves a block or fills a hole first needs the pages that lie
 //! there, and these are busied; who truncates the file first tells its size.
 
-use core::ptr::NonNull;
-
 use super::{
-    PBUFS, Stop, complete, late, latency,
-    map::{self, Path, Table},
+    blockmap::{self, Path, Table},
+    bufs::{self, Buf, Job, Use},
+    latency,
     plan::{Extent, PAGE, Wishes},
-    plan_from,
-    request::{Answer, Call, Place, Target},
-    submit,
+    request::{Answer, Call, Part, Place, Request, Target},
+    submit::{self, Walk},
+    worker,
 };
 use crate::{
     kpi::{
-        buf::{Form, Pbuf, Transfer},
+        buf::Transfer,
         errno::Errno,
         sys,
         vnode::{Pointers, Vnode},
         vnode_if::Bmap,
     },
-    stats::{self, Tally},
+    stats,
 };
+
+/// A request whose block map is being read, in the buf that reads it.
+///
+/// 1. The buf reads a piece of the first indirect block that is not in memory.
+/// 2. Its completion hands it to the worker, which finds in it the place of the
+///    next level's block; the buf reads that.
+/// 3. On the last level the pointers lead to the request's data. The worker
+///    sends a buf for each run. When it finds no buf it goes on later.
+/// 4. With the last run sent, the buf is dropped and its share arrives.
+pub struct MapRead {
+    part: Part,
+    level: usize,
+    walk: Walk,
+}
 
 /// Pages to promise a caller of VOP_BMAP that must not wait for the block
 /// map. `None` when it need not wait, or not for long, or is not sendfile(2)
@@ -45,6 +58,9 @@ pub fn promise(call: &Bmap<'_>) -> Option<u32> {
     // Most calls end here: the map is in memory.
     let (path, _) = missing(call.vnode, call.lbn)?;
     let place = place(call.vnode)?;
+    if !bufs::available(Use::Map) {
+        return None;
+    }
     latency::mounted(place.device.id(), call.vnode.mounting());
     if !latency::may_be_long(place.device.id()) {
         return None;
@@ -90,53 +106,52 @@ pub fn missing(vnode: Vnode<'_>, lbn: u64) -> Option<Missing> {
     Some((path, (level, blkno)))
 }
 
-/// Requests whose block map is being read. Each keeps two bufs while it may
-/// need more, so there are only so many that all others could not be had.
-static CHAINS: Tally = Tally::new();
-
 /// Send the first buf of a request whose run was promised. Gives the call
 /// back, untouched, when its blocks can be looked up without waiting after
 /// all, or there is no buf or page at hand.
 #[allow(clippy::result_large_err)] // the call itself, not an error
-pub fn send(mut call: Call<'_>) -> Result<Answer<'_>, Call<'_>> {
-    if CHAINS.now() >= PBUFS.max() / 8 {
-        return Err(call);
-    }
-    let Some((lead, mut chain)) = begin(&call) else {
+pub fn send(call: Call<'_>) -> Result<Answer<'_>, Call<'_>> {
+    let Some((mut buf, level)) = first_read(&call) else {
         return Err(call);
     };
-    call.vop.behind.report(0);
-    call.vop.ahead.report(0);
-    call.vop.reply.pass_on();
+    let Call { mut vop, target } = call;
+    let request = match Request::pend(&target, vop.reply, true) {
+        Ok(request) => request,
+        Err(reply) => {
+            vop.reply = reply;
+            return Err(Call { vop, target });
+        }
+    };
+    vop.behind.report(0);
+    vop.ahead.report(0);
     stats::MAPS_READ.add(1);
-    CHAINS.enter(1);
-    chain.join(lead);
-    read_on(chain);
+    let part = Part::from(request);
+    buf.job = Job::Map(MapRead { part, level, walk: Walk::default() });
+    bufs::send(buf);
     Ok(Answer::Done(Ok(())))
 }
 
-fn begin(call: &Call<'_>) -> Option<(Pbuf, Pbuf)> {
-    let Target { place, pages, first, wanted } = call.target;
+/// A buf that reads the first piece of the block map that is not in memory, and
+/// its level.
+fn first_read(call: &Call<'_>) -> Option<(Buf, usize)> {
+    let Target { place, first, wanted, .. } = call.target;
     let block = place.geometry.block;
     let lbn = place.lbn(first);
     let (path, (level, blkno)) = missing(place.vnode, lbn)?;
     let last = place.lbn(first + wanted as u64 - 1);
-    if !call.vop.reply.is_async() || !path.covers(last) {
+    if !path.covers(last) {
         return None;
     }
-    let mut lead = PBUFS.alloc()?;
-    let mut chain = PBUFS.alloc()?;
     let range = piece(&path, level, place.vnode.pointers()?, block)?;
     let bytes = range.end.saturating_sub(range.start);
-    if !chain.fill_indirect((bytes / PAGE) as u32) {
+    let mut buf = bufs::alloc(Use::Map)?;
+    if !buf.fill_unmanaged((bytes / PAGE) as u32) {
         return None;
     }
-    let transfer = Transfer { blkno: 0, bytes: bytes as u32, page_offset: 0 };
-    // The pointers are read through the mapping.
-    chain.address(place.vnode, place.device, transfer, false);
-    aim(&mut chain, level, blkno, range.start);
-    let partly = call.target.last_partly_valid();
-    lead.lead(&call.vop.reply, place.vnode, pages, partly).then_some((lead, chain))
+    let blkno = blkno.saturating_add((range.start / DEV_BSIZE) as i64);
+    let transfer = Transfer { blkno, bytes: bytes as u32, page_offset: 0 };
+    buf.address(place.vnode, place.device, transfer, false);
+    Some((buf, level))
 }
 
 /// Which bytes of the indirect block at `level` to read.
@@ -147,123 +162,116 @@ fn piece(
     block: u64,
 ) -> Option<core::ops::Range<u64>> {
     let index = path.stages().get(level)?.index;
-    Some(map::piece(index, width(pointers), block, PAGE))
+    Some(blockmap::piece(index, width(pointers), block, PAGE))
 }
 
 fn width(pointers: Pointers) -> u64 {
     if pointers.wide { 8 } else { 4 }
 }
 
-fn aim(chain: &mut Pbuf, level: usize, blkno: i64, offset: u64) {
-    chain.aim(level, blkno.saturating_add((offset / u64::from(sys::DEV_BSIZE as u32)) as i64));
-}
-
-/// Send the buf that reads the map.
-fn read_on(mut chain: Pbuf) {
-    submit::sent(&mut chain);
-    chain.send(&Form::Async(iodone));
-}
-
-/// `b_iodone` of a buf that reads the map.
-///
-/// # Safety
-///
-/// Called by the disk's completion thread with a buf that [`read_on`] has sent.
-unsafe extern "C" fn iodone(bp: *mut sys::buf) {
-    let Some(bp) = NonNull::new(bp) else { return };
-    // SAFETY: the caller's promise.
-    let mut chain = unsafe { Pbuf::from_iodone(bp) };
-    latency::came_back(&chain);
-    match chain.settle() {
-        Ok(()) => late::later(chain, go_on),
-        Err(error) => {
-            end(chain, Err(error));
-            stats::IN_FLIGHT.leave();
-        }
+/// A buf that reads pointers is back. Does not sleep.
+pub fn map_read(mut buf: Buf) {
+    match buf.outcome() {
+        Ok(()) => worker::push(buf),
+        Err(error) => end(buf, Err(error)),
     }
 }
 
-/// Pointers have been read. May sleep for a bio, never for a disk.
-fn go_on(mut chain: Pbuf) {
-    match next(&mut chain) {
-        Ok(Next::Read) => read_on(chain),
-        Ok(Next::Done) => end(chain, Ok(())),
-        Err(error) => end(chain, Err(error)),
+/// Go on with a request whose pointers have been read. Gives the buf back when
+/// there is no other one to go on with. May sleep for a bio, never for a disk.
+pub fn go_on(mut buf: Buf) -> Option<Buf> {
+    match next(&mut buf) {
+        Ok(Next::Read) => bufs::send(buf),
+        Ok(Next::Done) => end(buf, Ok(())),
+        Ok(Next::Starved) => return Some(buf),
+        Err(error) => end(buf, Err(error)),
     }
-    stats::IN_FLIGHT.leave();
+    None
 }
 
-/// The map says no more: the rest of the request is with its other parts.
-fn end(chain: Pbuf, outcome: Result<(), Errno>) {
-    CHAINS.leave();
-    complete::arrive(chain, outcome);
+/// Nothing is left to do with the map: the rest of the request is with its other bufs.
+fn end(mut buf: Buf, outcome: Result<(), Errno>) {
+    if let Job::Map(read) = core::mem::replace(&mut buf.job, Job::Idle) {
+        drop(buf);
+        read.part.arrive(outcome);
+    }
 }
 
-/// What became of the pointers that have been read.
+/// What is to be done after a look at the pointers.
 enum Next {
-    /// More are to be read.
+    /// Read more of them.
     Read,
-    /// All bufs of the request are on their way.
+    /// Nothing: all bufs of the request are on their way.
     Done,
+    /// Wait for a buf.
+    Starved,
 }
 
 /// Do what the pointers say: aim at the next level, or send the request's bufs.
-fn next(chain: &mut Pbuf) -> Result<Next, Errno> {
-    let lead = chain.of_lead().ok_or(Errno::EIO)?;
-    let target = Target::of_lead(lead, chain).ok_or(Errno::EIO)?;
-    let block = target.place.geometry.block;
-    let pointers = target.place.vnode.pointers().ok_or(Errno::EIO)?;
-    // What a truncated file's indirect blocks were may be somebody else's by
-    // now: soft updates free them before they wait for our pages, but not
-    // before the inode has its new size.
-    if target.place.vnode.inode_size() <= target.first.saturating_mul(PAGE) {
-        return Err(Errno::EIO);
-    }
-    let lbn = target.place.lbn(target.first);
+fn next(buf: &mut Buf) -> Result<Next, Errno> {
+    let Job::Map(MapRead { part, level, walk }) = &buf.job else { return Err(Errno::EIO) };
+    let (level, mut walk) = (*level, *walk);
+    let request = part.request().ok_or(Errno::EIO)?.clone();
+    let device = buf.device().ok_or(Errno::EIO)?;
+    let target = Target::of_pending(&request, device).ok_or(Errno::EIO)?;
+    let place = target.place;
+    let block = place.geometry.block;
+    let pointers = place.vnode.pointers().ok_or(Errno::EIO)?;
+    let lbn = place.lbn(target.first);
     let path = Path::new(lbn, pointers.per_block).ok_or(Errno::EIO)?;
-    let level = chain.level();
     let stage = path.stages().get(level).ok_or(Errno::EIO)?;
     let range = piece(&path, level, pointers, block).ok_or(Errno::EIO)?;
     // In terms of the stage's own pointers; the last stage's lead to blocks.
     let index = range.start / width(pointers).max(1);
     let mut table = Table {
-        bytes: chain.indirect_bytes(),
+        bytes: buf.bytes_read(),
         first: index,
         wide: pointers.wide,
         shift: pointers.shift,
         step: pointers.step,
+        end: place.vnode.fs_blocks(),
+        block: (block / DEV_BSIZE) as i64,
     };
     let mut hole = false;
     if let Some(below) = piece(&path, level.saturating_add(1), pointers, block) {
         if let Some(blkno) = table.pointer(stage.index).ok_or(Errno::EIO)? {
-            aim(chain, level.saturating_add(1), blkno, below.start);
+            let blkno = blkno.saturating_add((below.start / DEV_BSIZE) as i64);
+            buf.aim(blkno);
+            if let Job::Map(read) = &mut buf.job {
+                read.level = level.saturating_add(1);
+            }
             return Ok(Next::Read);
         }
         // Nothing hangs on this pointer.
         hole = true;
     }
     table.first = lbn.saturating_sub(stage.index).saturating_add(index);
-    let most = target.place.geometry.max_pages;
+    let most = place.geometry.max_pages;
     let extent = |lbn| {
         if hole {
             return Ok(Extent { blkno: None, before: 0, after: 0 });
         }
         table.extent(lbn, most).ok_or(Errno::EIO)
     };
-    let plan = plan_from(chain.tag() as u64, &target, Wishes::default(), extent);
-    submit::join(chain, plan.batch);
-    match plan.end {
-        Ok(()) => Ok(Next::Done),
-        Err(Stop::Error(error)) => Err(error),
-        // Asking for the pointers again takes until there are more bufs: all
-        // others come back without this one.
-        Err(Stop::NoBuf) => {
-            stats::NO_PBUF.add(1);
-            chain.set_tag(plan.done as usize);
-            Ok(Next::Read)
+    loop {
+        let before = walk;
+        let Some(run) = walk.next(&target, Wishes::default(), extent)? else {
+            return Ok(Next::Done);
+        };
+        let Some(mut data) = bufs::alloc(Use::Deferred) else {
+            if let Job::Map(read) = &mut buf.job {
+                read.walk = before;
+            }
+            return Ok(Next::Starved);
+        };
+        data.job = Job::Part { part: Part::new(&request), retried: false };
+        if submit::load(&mut data, &target, run) {
+            bufs::send(data);
         }
     }
 }
 
-static_assertions::const_assert_eq!(map::DIRECT, sys::UFS_NDADDR as u64);
-static_assertions::const_assert_eq!(map::LEVELS, sys::UFS_NIADDR as usize);
+const DEV_BSIZE: u64 = super::plan::DEV_BSIZE;
+
+static_assertions::const_assert_eq!(blockmap::DIRECT, sys::UFS_NDADDR as u64);
+static_assertions::const_assert_eq!(blockmap::LEVELS, sys::UFS_NIADDR as usize);

@@ -104,15 +104,20 @@ pub struct Table<'a> {
     pub shift: u32,
     /// From a block's pointer to that of the block just behind it.
     pub step: u64,
+    /// Units of DEV_BSIZE that the filesystem has: no pointer leads further.
+    pub end: i64,
+    /// Units of DEV_BSIZE in a block.
+    pub block: i64,
 }
 
 impl Table<'_> {
     /// Where a block is, in units of DEV_BSIZE; `None` for a hole. The outer
-    /// `None` is for a block that the piece says nothing about.
+    /// `None` is for a block that the piece says nothing about, or nonsense.
     pub fn pointer(&self, lbn: u64) -> Option<Option<i64>> {
         let raw = self.raw(lbn)?;
         let blkno = i64::try_from(raw.checked_shl(self.shift)?).ok()?;
-        Some((blkno > 0).then_some(blkno))
+        let sane = blkno.checked_add(self.block).is_some_and(|end| end <= self.end);
+        sane.then_some((blkno > 0).then_some(blkno))
     }
 
     fn raw(&self, lbn: u64) -> Option<u64> {
@@ -206,7 +211,8 @@ mod tests {
         let wide: Vec<u8> = pointers.iter().flat_map(|p| p.to_ne_bytes()).collect();
         let narrow: Vec<u8> = pointers.iter().flat_map(|p| (*p as u32).to_ne_bytes()).collect();
         for (bytes, is_wide) in [(&wide, true), (&narrow, false)] {
-            let table = Table { bytes, first: 100, wide: is_wide, shift: 3, step: 8 };
+            let table =
+                Table { bytes, first: 100, wide: is_wide, shift: 3, step: 8, end: 7264, block: 64 };
             let extent = |lbn| table.extent(lbn, 9).map(|e| (e.blkno, e.after));
             assert_eq!(extent(100), Some((Some(6400), 2)));
             assert_eq!(extent(102), Some((Some(6528), 0)));
