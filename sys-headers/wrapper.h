@@ -13,6 +13,8 @@
 #include <sys/lock.h>
 #include <sys/mutex.h>
 #include <sys/rwlock.h>
+#include <sys/sx.h>
+#include <sys/priority.h>
 #include <sys/proc.h>
 #include <sys/sched.h>
 #include <sys/smp.h>
@@ -44,5 +46,6 @@
 
 extern struct vop_vector ffs_vnodeops1;
 extern struct vop_vector ffs_vnodeops2;
+int	ffs_rdonly(struct inode *);
 
 #include "shim.h"

@@ -87,7 +87,7 @@ wrong_release() {
 
 testcase_in testbed other_structures "a kernel with other structures is refused"
 other_structures() {
-	refused "struct vnode of this kernel differs" demo --grow-vnode 64
+	refused "struct vnode of this kernel differs" demo --differs vnode
 }
 
 testcase_in kernel cut_short "a module that was cut short is refused"

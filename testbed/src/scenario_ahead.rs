@@ -66,7 +66,8 @@ pub fn slow(bed: &Bed, milliseconds: u64) -> Result<()> {
     send(bed, &other, 0, P, 0)
 }
 
-fn contiguous(bed: &Bed) -> Arc<File> {
+/// A file of one run, whose block map is in memory.
+pub fn contiguous(bed: &Bed) -> Arc<File> {
     contiguous_of(bed, BLOCKS)
 }
 
@@ -97,7 +98,8 @@ pub fn send(bed: &Bed, file: &File, offset: u64, len: u64, wish: i32) -> Result<
     finish(bed, file, sending, offset, len)
 }
 
-fn finish(bed: &Bed, file: &File, sending: Sending, offset: u64, len: u64) -> Result<()> {
+/// Wait for a request, and check its bytes.
+pub fn finish(bed: &Bed, file: &File, sending: Sending, offset: u64, len: u64) -> Result<()> {
     let mut got = Vec::new();
     let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
     ensure!(sent == Ok(()), "{len} bytes at {offset}: {sent:?}");
@@ -516,7 +518,7 @@ fn stream_switches(bed: &mut Bed, _: &Path) -> Result<()> {
 }
 
 /// Begin to send with neither the block map nor a page in memory.
-fn begin_forgotten(file: &File, offset: u64, len: u64) -> Result<Sending> {
+pub fn begin_forgotten(file: &File, offset: u64, len: u64) -> Result<Sending> {
     // Nor does what came before bring it there meanwhile.
     taskqueue::hold(true);
     wait_until("no buf is in flight", || buf::out() == 0)?;
