@@ -37,9 +37,9 @@ const PASS_MS: u32 = 30_000;
 const IDLE_MS: u32 = 10_000;
 const STEP_MS: u32 = 10;
 
-/// A thread that has been switched out so many times is in no window any more.
-/// Between two of them it ran, though an interrupt that was pending may have cut
-/// a run to no instruction at all: not each of several.
+/// Switches after which a thread is in no window any more: between two of them
+/// it ran. A pending interrupt can cut one run to no instruction at all, but not
+/// several in a row.
 const SWITCHES: u32 = 4;
 
 /// The pass over the CPUs. A thread of the module makes it, so that a CPU that

@@ -46,6 +46,8 @@ pub fn ffs_rdonly() -> *mut u8 {
     *PLACE as *mut u8
 }
 
+type Rdonly = unsafe extern "C" fn(*mut sys::inode) -> c_int;
+
 /// Make a ufsmount and its superblock that of `mount`, as ffs_mountfs() does.
 ///
 /// # Safety
@@ -62,7 +64,7 @@ pub unsafe fn fill_ufsmount(
     unsafe {
         (*ump).um_mountp = mount;
         (*ump).um_nindir = block / if ufs2 { 8 } else { 4 };
-        (*ump).um_rdonly = transmute::<*mut u8, _>(ffs_rdonly());
+        (*ump).um_rdonly = transmute::<*mut u8, Option<Rdonly>>(ffs_rdonly());
         (*ump).um_fs = fs;
         (*fs).fs_magic = if ufs2 { sys::FS_UFS2_MAGIC } else { sys::FS_UFS1_MAGIC };
         (*fs).fs_bsize = block as i32;

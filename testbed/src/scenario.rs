@@ -134,8 +134,7 @@ pub fn good(
     Ok(outcome)
 }
 
-/// A block map of one run.
-pub fn straight(blocks: u64) -> Vec<Option<u64>> {
+fn straight(blocks: u64) -> Vec<Option<u64>> {
     (10..10 + blocks).map(Some).collect()
 }
 

@@ -43,14 +43,13 @@ fn loaded_at_boot(bed: &mut Bed, ko: &Path) -> Result<()> {
 /// A file whose structures do not read as the headers have them is served by the
 /// filesystem's own answers.
 fn structures_at_use(bed: &mut Bed, _: &Path) -> Result<()> {
-    type Break = unsafe fn(*mut sys::ufsmount, *mut sys::inode);
+    type Break = fn(&mut sys::ufsmount, &mut sys::fs, &mut sys::inode);
     let breaks: [(&str, Break); 5] = [
-        // SAFETY, of all: live structures of the scenario's own file.
-        ("um_mountp", |ump, _| unsafe { (*ump).um_mountp = ptr::null_mut() }),
-        ("um_nindir", |ump, _| unsafe { (*ump).um_nindir /= 2 }),
-        ("um_rdonly", |ump, _| unsafe { (*ump).um_rdonly = None }),
-        ("fs_magic", |ump, _| unsafe { (*(*ump).um_fs).fs_magic = 0 }),
-        ("i_vnode", |_, ip| unsafe { (*ip).i_vnode = ptr::null_mut() }),
+        ("um_mountp", |ump, _, _| ump.um_mountp = ptr::null_mut()),
+        ("um_nindir", |ump, _, _| ump.um_nindir /= 2),
+        ("um_rdonly", |ump, _, _| ump.um_rdonly = None),
+        ("fs_magic", |_, fs, _| fs.fs_magic = 0),
+        ("i_vnode", |_, _, ip| ip.i_vnode = ptr::null_mut()),
     ];
     slow(bed, 5)?;
     let file = contiguous(bed);
@@ -61,7 +60,7 @@ fn structures_at_use(bed: &mut Bed, _: &Path) -> Result<()> {
         // SAFETY: a live file that nobody else looks at now.
         unsafe {
             let ump = (*(*file.vnode).v_mount).mnt_data.cast::<sys::ufsmount>();
-            break_it(ump, (*file.vnode).v_data.cast());
+            break_it(&mut *ump, &mut *(*ump).um_fs, &mut *(*file.vnode).v_data.cast());
         }
         let before = (counter("maps_read"), ahead("guessed"));
         let sending = begin_forgotten(&file, 20 * BLOCK, BLOCK)?;

@@ -4,6 +4,7 @@
 //! thread occupies.
 
 use std::{
+    mem::replace,
     path::Path,
     sync::{
         Arc,
@@ -15,7 +16,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use asyncpager::kpi::sys;
+use asyncpager::kpi::{
+    sys,
+    vnode_if::{BmapFn, GetpagesAsyncFn, GetpagesFn},
+};
 
 use crate::{
     bed::{Bed, Run},
@@ -24,8 +28,7 @@ use crate::{
     disk::Manners,
     kernel::{self, Module, Options},
     locks::VnodeLocked,
-    low,
-    scenario::{good, grab, release, straight},
+    scenario::{good, grab, release},
     scenario_ahead::{BLOCK, settle, wait_until},
     sendfile::{getpages, getpages_async},
     sysctl::{self, counter},
@@ -44,7 +47,7 @@ pub const ALL: &[(&str, Run)] = &[
 const LONG: Duration = Duration::from_secs(20);
 
 /// How long a kldunload(2) is watched that must not come back.
-const SHORT: Duration = Duration::from_millis(100);
+const SHORT: Duration = Duration::from_millis(300);
 
 /// kldunload(2) in a thread of its own.
 struct Unloading<'a>(mpsc::Receiver<Result<(), i32>>, &'a Module);
@@ -57,7 +60,7 @@ impl<'a> Unloading<'a> {
         let (tell, told) = mpsc::channel();
         scope.spawn(move || {
             cpu::attach();
-            // Nobody listens after a failure.
+            // After a failure the receiver is gone.
             let _ = tell.send(module.unload());
         });
         Self(told, module)
@@ -111,47 +114,65 @@ enum Slot {
     Bmap,
 }
 
-/// The vop_vector as a thread has loaded it that does not call it yet.
-fn loaded() -> Vector {
-    let copy: *mut sys::vop_vector = low::zeroed();
-    // SAFETY: a vector that lives for ever, and fresh memory.
-    unsafe { copy.copy_from_nonoverlapping(vfs::vectors()[1], 1) };
-    Vector(copy)
+/// The pointers that are in the slots of FFS's second vector.
+struct Loaded {
+    getpages_async: Option<GetpagesAsyncFn>,
+    getpages: Option<GetpagesFn>,
+    bmap: Option<BmapFn>,
 }
 
-/// See [`loaded`].
-#[derive(Clone, Copy)]
-struct Vector(*mut sys::vop_vector);
+impl Loaded {
+    fn now() -> Self {
+        // SAFETY: lives for ever, and nobody changes it now.
+        let vector = unsafe { &*vfs::vectors()[1] };
+        Self {
+            getpages_async: vector.vop_getpages_async,
+            getpages: vector.vop_getpages,
+            bmap: vector.vop_bmap,
+        }
+    }
+}
 
-// SAFETY: it lives for ever, and nobody changes it.
-unsafe impl Sync for Vector {}
-
-/// Call a VOP of `vector`.
-fn call(file: &Arc<File>, vector: &Vector, slot: Slot) -> Result<()> {
-    let use_vector = |vector| {
-        // SAFETY: the scenario's own file.
-        unsafe { std::mem::replace(&mut (*file.vnode).v_op, vector) }
-    };
+/// Call the VOP that was in a slot, as a thread does that has loaded
+/// its pointer before the slot was given back. It reads from the disk.
+fn call(file: &Arc<File>, loaded: &Loaded, slot: Slot) -> Result<()> {
     crate::vm::drop_pages(file.object);
+    file.maps.forget();
     let pages = grab(file, 0, 4);
-    let before = use_vector(vector.0);
+    // SAFETY: lives for ever, and the scenario is its only user.
+    let vector = unsafe { &mut *vfs::vectors()[1] };
     let code = match slot {
-        Slot::Async => getpages_async(file, &pages, 0, 0).code,
+        Slot::Async => {
+            let original = replace(&mut vector.vop_getpages_async, loaded.getpages_async);
+            let outcome = getpages_async(file, &pages, 0, 0);
+            vector.vop_getpages_async = original;
+            outcome.code
+        }
         Slot::Sync => {
             let _locked = VnodeLocked::new(file.vnode, false, "vm_fault");
+            let original = replace(&mut vector.vop_getpages, loaded.getpages);
             let outcome = getpages(file, &pages, 0, 0, false);
+            vector.vop_getpages = original;
             pages.iter().for_each(|page| page.unbusy("test"));
             outcome.code
         }
         Slot::Bmap => {
             pages.iter().for_each(|page| page.unbusy("test"));
-            bmap(file, 1)
+            let original = replace(&mut vector.vop_bmap, loaded.bmap);
+            let code = bmap(file, 20);
+            vector.vop_bmap = original;
+            code
         }
     };
-    use_vector(before);
     release(&pages);
     ensure!(code == 0, "{slot:?}: code {code}");
     Ok(())
+}
+
+/// A file with an indirect block.
+fn file_of(bed: &Bed) -> Arc<File> {
+    let map: Vec<_> = (10..40).map(Some).collect();
+    bed.synthetic(BLOCK, &map, 30 * BLOCK, true)
 }
 
 fn bmap(file: &Arc<File>, lbn: i64) -> i32 {
@@ -177,7 +198,7 @@ fn idle_thread<'s>(
         let thread = Scheduled::me();
         thread.is(sys::TDS_INHIBITED);
         thread.idle_class(true);
-        // Whoever has failed meanwhile does not listen.
+        // After a failure the receiver is gone.
         let _ = tell_me.send(thread);
         if told.recv().is_ok() {
             let _ = tell_done.send(run());
@@ -197,13 +218,13 @@ fn snapshots(n: u32) -> impl FnMut() -> bool {
 /// A thread of the idle class has loaded the pointer in a slot and does not run:
 /// unloading waits for it, and not for ever.
 fn unload_idle_entering(bed: &mut Bed, ko: &Path) -> Result<()> {
-    let file = bed.synthetic(32768, &straight(8), 8 * 32768, true);
+    let file = file_of(bed);
     for slot in [Slot::Async, Slot::Sync, Slot::Bmap] {
         reload_after_unload(bed, ko)?;
-        let vector = loaded();
+        let loaded = Loaded::now();
         let this = &*bed;
         std::thread::scope(|scope| {
-            let (thread, go, done) = idle_thread(scope, || call(&file, &vector, slot))?;
+            let (thread, go, done) = idle_thread(scope, || call(&file, &loaded, slot))?;
             thread.is(sys::TDS_RUNQ);
 
             clock::hurry(true);
@@ -216,11 +237,15 @@ fn unload_idle_entering(bed: &mut Bed, ko: &Path) -> Result<()> {
             let unloading = Unloading::begin(scope, module(this)?);
             wait_until("the idle class is looked at", &mut snapshot)?;
             unloading.ensure_waits("a thread is about to enter")?;
+            this.disk.behave(Manners { latency: LONG.into(), ..Manners::default() });
             thread.is(sys::TDS_RUNNING);
-            thread.switch();
             go.send(())?;
-            done.recv()??;
+            wait_until("the thread reads", || this.disk.waiting() > 0)?;
             thread.is(sys::TDS_INHIBITED);
+            unloading.ensure_waits("what the thread reads is in flight")?;
+            this.disk.hurry();
+            this.disk.behave(Manners::default());
+            done.recv()??;
             let end = unloading.end()?;
             ensure!(end == Ok(()), "{slot:?}: {end:?}");
             anyhow::Ok(())
@@ -239,8 +264,7 @@ fn reload_after_unload(bed: &mut Bed, ko: &Path) -> Result<()> {
 
 /// A thread of the idle class has counted itself out and has not returned yet.
 fn unload_idle_leaving(bed: &mut Bed, ko: &Path) -> Result<()> {
-    let map: Vec<_> = (10..40).map(Some).collect();
-    let file = bed.synthetic(BLOCK, &map, 30 * BLOCK, true);
+    let file = file_of(bed);
     bed.disk.behave(Manners { latency: LONG.into(), ..Manners::default() });
     let this = &*bed;
     std::thread::scope(|scope| {
@@ -253,12 +277,13 @@ fn unload_idle_leaving(bed: &mut Bed, ko: &Path) -> Result<()> {
         })?;
         go.send(())?;
         wait_until("VOP_BMAP reads", || this.disk.waiting() > 0)?;
-        let mut snapshot = snapshots(1);
+        let (mut first, mut second) = (snapshots(1), snapshots(2));
         let unloading = Unloading::begin(scope, module(this)?);
-        wait_until("the idle class is looked at", &mut snapshot)?;
+        wait_until("the idle class is looked at", &mut first)?;
         thread.is(sys::TDS_RUNQ);
         this.disk.hurry();
         done.recv()??;
+        wait_until("the idle class is looked at again", &mut second)?;
         unloading.ensure_waits("a thread is about to return")?;
         thread.is(sys::TDS_INHIBITED);
         let end = unloading.end()?;
@@ -297,7 +322,7 @@ fn unload_idle_runs(bed: &mut Bed, ko: &Path) -> Result<()> {
 /// A real-time thread occupies a CPU: unloading is refused in bounded time, and
 /// succeeds later.
 fn unload_cpu_hog(bed: &mut Bed, ko: &Path) -> Result<()> {
-    let file = bed.synthetic(32768, &straight(8), 8 * 32768, true);
+    let file = file_of(bed);
     let this = &*bed;
     cpu::HOG.store(1, Ordering::Release);
     clock::hurry(true);

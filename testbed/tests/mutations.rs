@@ -388,7 +388,7 @@ mutations! {
     entering_not_waited_for: "unload-idle-entering", "src/vop.rs",
         "drain::outlast_threads()?;" => "";
     leaving_not_waited_for: "unload-idle-leaving", "src/vop.rs",
-        "now.\n    drain::outlast_threads()" => "now.\n    Ok(())";
+        "code now.\n    drain::outlast_threads()" => "code now.\n    Ok(())";
     idle_class_waited_for_for_ever: "unload-idle-entering", "src/drain.rs",
         "wait_until(IDLE_MS, ||" => "wait_until(u32::MAX, ||";
     idle_class_waited_for_to_its_end: "unload-idle-runs", "src/kpi/proc.rs",
@@ -408,7 +408,7 @@ mutations! {
     refused_and_not_at_work: "unload-cpu-hog", "src/vop.rs",
         "            take_again();" => "";
     trusted_at_boot: "loaded-at-boot", "src/kpi/proc.rs",
-        "TD_SA_IS_KNOWN.load(Ordering::Relaxed) && syscall_number()" => "syscall_number()";
+        "bool {\n    TD_SA_IS_KNOWN.load(Ordering::Relaxed) &&" => "bool {\n   ";
     never_trusted_after_boot: "loaded-at-boot", "src/kpi/proc.rs",
         "if !TD_SA_IS_KNOWN.load(Ordering::Relaxed) && syscall" => "if false && syscall";
     refused_at_boot: "loaded-at-boot", "src/kpi/proc.rs",
