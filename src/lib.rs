@@ -8,6 +8,7 @@
 //! [`readahead`] has the next ones ready.
 #![cfg_attr(not(test), no_std)]
 
+pub mod drain;
 pub mod kpi;
 pub mod pager;
 pub mod readahead;
@@ -43,6 +44,7 @@ impl Module for Asyncpager {
             pager::end();
             tunables::release();
         })?;
+        drain::start();
         // From here on MOD_UNLOAD, which comes after a failure too, undoes all.
         LOADED.store(true, Ordering::Relaxed);
         vop::take()
@@ -60,6 +62,7 @@ impl Module for Asyncpager {
         vop::restore()?;
         readahead::end();
         pager::end();
+        drain::end();
         tunables::release();
         LOADED.store(false, Ordering::Relaxed);
         Ok(())

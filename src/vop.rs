@@ -7,11 +7,12 @@ use core::{
 };
 
 use crate::{
+    drain,
     kpi::{
         errno::Errno,
         getpages::{self, Getpages},
         proc::{self, Threads},
-        smp, sys, systm,
+        sys,
         vm_pager::PagerError,
         vnode::Vnode,
         vnode_if::{self, Bmap, BmapFn, GetpagesAsyncFn, GetpagesFn, Slot, Vector, Which},
@@ -90,6 +91,7 @@ unsafe extern "C" fn getpages_async(ap: *mut sys::vop_getpages_async_args) -> c_
     let Some(vop) = (unsafe { Getpages::from_async(&mut *ap) }) else {
         return sys::VM_PAGER_ERROR;
     };
+    proc::trust_td_sa();
     let vector = vector_of(vop.vnode);
     let promised = PROMISED.forget();
     let mut miss = None;
@@ -240,61 +242,42 @@ fn apply() -> Result<(), Errno> {
     result
 }
 
-/// How long unloading waits for I/O in flight.
-const DRAIN_MS: u32 = 30_000;
-const DRAIN_STEP_MS: u32 = 10;
-
-/// Put the originals back and wait until nobody can be inside any more. On
+/// Put the originals back and wait until no thread can be inside any more. On
 /// an error everything is at work again.
 pub fn restore() -> Result<(), Errno> {
     changing(|| {
-        let drained = drain();
-        if drained.is_err() {
+        let given = give_back();
+        if given.is_err() {
             take_again();
             readahead::resume();
             PROMISING.store(true, Ordering::SeqCst);
         } else {
             TAKEN.store(false, Ordering::Relaxed);
         }
-        drained
+        given
     })
 }
 
-fn drain() -> Result<(), Errno> {
+fn give_back() -> Result<(), Errno> {
     if !TAKEN.load(Ordering::Relaxed) {
         return Ok(());
     }
-    // First no promises any more, then those given are kept.
+    drain::outlast_pass()?;
+    // The set of promises can only shrink from here on: a thread that enters our
+    // VOP_BMAP later finds the switch off and makes none.
     PROMISING.store(false, Ordering::SeqCst);
     put_back(Slot::Bmap, bmap_entry())?;
-    smp::pass_every_cpu();
-    wait_until("promised runs", || PROMISED.count() as u64)?;
+    drain::outlast("promised runs", || PROMISED.count() as u64)?;
     put_back(Slot::Sync, sync_entry())?;
     put_back(Slot::Async, async_entry())?;
-    // Who loaded the pointer and has not entered yet, enters now.
-    smp::pass_every_cpu();
-    wait_until("threads", || stats::INSIDE.now())?;
+    // A thread that loaded a pointer and has not entered yet, enters now.
+    drain::outlast_threads()?;
+    drain::outlast("threads", || stats::INSIDE.now())?;
     readahead::stop();
-    wait_until("bufs", || stats::IN_FLIGHT.now() as u64)?;
+    drain::outlast("bufs", || stats::IN_FLIGHT.now() as u64)?;
     worker::drain();
-    // Who has just left still has to return through our code.
-    smp::pass_every_cpu();
-    Ok(())
-}
-
-/// Wait, for a bounded time, until there are none of `what`.
-fn wait_until(what: &str, count: impl Fn() -> u64) -> Result<(), Errno> {
-    let mut waited = 0;
-    while count() > 0 {
-        if waited >= DRAIN_MS {
-            let (n, seconds) = (count(), DRAIN_MS / 1000);
-            kprintln!("{n} {what} are still inside after {seconds} s: not unloading");
-            return Err(Errno::EBUSY);
-        }
-        systm::pause(DRAIN_STEP_MS);
-        waited += DRAIN_STEP_MS;
-    }
-    Ok(())
+    // A thread that has left the count returns through our code now.
+    drain::outlast_threads()
 }
 
 /// Put the original back into a slot of all vectors.
@@ -307,7 +290,7 @@ fn put_back(slot: Slot, ours: *mut c_void) -> Result<(), Errno> {
     Err(Errno::EBUSY)
 }
 
-/// After a failed [`drain`]: only what is the original now is taken again,
+/// After a failed [`give_back`]: only what is the original now is taken again,
 /// so that whoever replaced ours keeps calling it.
 fn take_again() {
     for vector in &VECTORS {

@@ -217,10 +217,85 @@ shim_VOP_BMAP(struct vnode *vp, daddr_t bn, struct bufobj **bop, daddr_t *bnp,
 	return (VOP_BMAP_APV(vp->v_op, &a));
 }
 
+/*
+ * What of a mount's struct ufsmount and superblock does not read as the headers
+ * have it: the field, or NULL.  um_rdonly is two pointers before um_check_blkno,
+ * the last one that is read.
+ */
+static const char *
+ufsmount_mismatch(struct mount *mp)
+{
+	const struct ufsmount *ump = VFSTOUFS(mp);
+	const struct fs *fs;
+
+	if (ump == NULL || ump->um_mountp != mp)
+		return ("ufsmount.um_mountp");
+	fs = ump->um_fs;
+	if (fs == NULL || (fs->fs_magic != FS_UFS1_MAGIC &&
+	    fs->fs_magic != FS_UFS2_MAGIC))
+		return ("fs.fs_magic");
+	if (MNINDIR(ump) * (fs->fs_magic == FS_UFS1_MAGIC ?
+	    sizeof(ufs1_daddr_t) : sizeof(ufs2_daddr_t)) != (u_long)fs->fs_bsize)
+		return ("ufsmount.um_nindir");
+	if (ump->um_rdonly != ffs_rdonly)
+		return ("ufsmount.um_rdonly");
+	return (NULL);
+}
+
+/*
+ * The first field of a mounted FFS that does not read as the headers have it,
+ * or NULL, also when none is mounted.  The root directory's inode is looked at
+ * when it is on FFS.  May sleep.
+ */
+const char *
+shim_ffs_mismatch(void)
+{
+	struct mount *mp;
+	const char *mismatch;
+	struct inode *ip;
+
+	mtx_lock(&mountlist_mtx);
+	TAILQ_FOREACH(mp, &mountlist, mnt_list) {
+		/* A mount that is being unmounted has no ufsmount any more. */
+		if (strcmp(mp->mnt_vfc->vfc_name, "ufs") == 0 &&
+		    vfs_busy(mp, MBF_NOWAIT | MBF_MNTLSTLOCK) == 0)
+			break;
+	}
+	if (mp == NULL) {
+		mtx_unlock(&mountlist_mtx);
+		return (NULL);
+	}
+	/* vfs_busy() has unlocked the list. */
+	mismatch = ufsmount_mismatch(mp);
+	vfs_unbusy(mp);
+	if (mismatch != NULL || rootvnode == NULL ||
+	    (rootvnode->v_op != &ffs_vnodeops1 &&
+	    rootvnode->v_op != &ffs_vnodeops2))
+		return (mismatch);
+	ip = VTOI(rootvnode);
+	if (ip == NULL || ip->i_vnode != rootvnode)
+		return ("inode.i_vnode");
+	return (ip->i_number == UFS_ROOTINO ? NULL : "inode.i_number");
+}
+
+/*
+ * The vnode's inode, if it reads as one: at load no FFS may have been mounted
+ * to check struct inode by.
+ */
+static struct inode *
+checked_inode(struct vnode *vp)
+{
+	struct inode *ip = VTOI(vp);
+
+	return (ip != NULL && ip->i_vnode == vp ? ip : NULL);
+}
+
 uint64_t
 shim_inode_number(struct vnode *vp)
 {
-	return (VTOI(vp)->i_number);
+	struct inode *ip = checked_inode(vp);
+
+	return (ip != NULL ? ip->i_number : 0);
 }
 
 /*
@@ -230,8 +305,10 @@ shim_inode_number(struct vnode *vp)
 uint64_t
 shim_inode_size(struct vnode *vp)
 {
-	struct inode *ip = VTOI(vp);
+	struct inode *ip = checked_inode(vp);
 
+	if (ip == NULL)
+		return (0);
 	return (I_IS_UFS1(ip) ?
 	    *(volatile uint64_t *)&ip->i_din1->di_size :
 	    *(volatile uint64_t *)&ip->i_din2->di_size);
@@ -295,15 +372,19 @@ shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
 }
 
 /*
- * How the file's indirect blocks read.  False for a snapshot's, and on an
- * untrusted mount, where each pointer has to be checked.
+ * How the file's indirect blocks read.  False for a snapshot's, on an untrusted
+ * mount, where each pointer has to be checked, and when a structure does not
+ * read as the headers have it.
  */
 bool
 shim_map_of(struct vnode *vp, struct shim_map *map)
 {
-	struct inode *ip = VTOI(vp);
-	struct ufsmount *ump = VFSTOUFS(vp->v_mount);
+	struct inode *ip = checked_inode(vp);
+	struct ufsmount *ump;
 
+	if (ip == NULL || ufsmount_mismatch(vp->v_mount) != NULL)
+		return (false);
+	ump = VFSTOUFS(vp->v_mount);
 	map->nindir = MNINDIR(ump);
 	map->bptrtodb = ump->um_bptrtodb;
 	map->seqinc = ump->um_seqinc;
@@ -312,12 +393,18 @@ shim_map_of(struct vnode *vp, struct shim_map *map)
 	    (DIP(ip, i_flags) & SF_SNAPSHOT) == 0);
 }
 
-/* Blocks of DEV_BSIZE that the file's filesystem has. */
+/*
+ * Blocks of DEV_BSIZE that the file's filesystem has; 0 when a structure does
+ * not read as the headers have it.
+ */
 daddr_t
 shim_fs_blocks(struct vnode *vp)
 {
-	const struct fs *fs = VFSTOUFS(vp->v_mount)->um_fs;
+	const struct fs *fs;
 
+	if (ufsmount_mismatch(vp->v_mount) != NULL)
+		return (0);
+	fs = VFSTOUFS(vp->v_mount)->um_fs;
 	return (fsbtodb(fs, fs->fs_size));
 }
 
@@ -427,11 +514,83 @@ shim_curthread(void)
 	return (curthread);
 }
 
-/* Whether the calling thread's last system call is sendfile(2). */
-bool
-shim_in_sendfile(void)
+/* The number of the calling thread's last system call. */
+u_int
+shim_syscall_number(void)
 {
-	return (curthread->td_sa.code == SYS_sendfile);
+	return (curthread->td_sa.code);
+}
+
+/* Whether the calling thread is the kernel's own, as at boot. */
+bool
+shim_in_proc0(void)
+{
+	return (curthread->td_proc == &proc0);
+}
+
+/* Running or on a run queue, and not asleep or blocked.  thread_lock is held. */
+static bool
+is_awake(struct thread *td)
+{
+	return (TD_IS_RUNNING(td) || TD_ON_RUNQ(td) || TD_CAN_RUN(td));
+}
+
+/*
+ * The threads of the idle class, idprio(1)'s, that are running or ready to; not
+ * the calling one, and not the CPUs' idle threads.  Returns how many there are,
+ * of which up to `room' are in `to'.  May sleep.
+ */
+u_int
+shim_idle_class(struct shim_thread *to, u_int room)
+{
+	struct proc *p;
+	struct thread *td;
+	u_int n = 0;
+
+	sx_slock(&allproc_lock);
+	FOREACH_PROC_IN_SYSTEM(p) {
+		PROC_LOCK(p);
+		FOREACH_THREAD_IN_PROC(p, td) {
+			if (td == curthread || TD_IS_IDLETHREAD(td))
+				continue;
+			thread_lock(td);
+			if (PRI_BASE(td->td_pri_class) == PRI_IDLE &&
+			    is_awake(td)) {
+				if (n < room) {
+					to[n].tid = td->td_tid;
+					to[n].pid = p->p_pid;
+					to[n].switches = td->td_generation;
+				}
+				n++;
+			}
+			thread_unlock(td);
+		}
+		PROC_UNLOCK(p);
+	}
+	sx_sunlock(&allproc_lock);
+	return (n);
+}
+
+/*
+ * How often a thread has been switched out since `then' was noted.  False when
+ * it sleeps, is blocked, or has gone.
+ */
+bool
+shim_thread_switches(const struct shim_thread *then, u_int *switches)
+{
+	struct thread *td;
+	bool awake;
+
+	/* Locks the process. */
+	td = tdfind(then->tid, then->pid);
+	if (td == NULL)
+		return (false);
+	thread_lock(td);
+	awake = is_awake(td);
+	*switches = td->td_generation - then->switches;
+	thread_unlock(td);
+	PROC_UNLOCK(td->td_proc);
+	return (awake);
 }
 
 /*

@@ -59,6 +59,7 @@ struct shim_map {
 	bool	wide;		/* pointers are of 64 bits (UFS2) */
 };
 bool	shim_map_of(struct vnode *, struct shim_map *);
+const char *shim_ffs_mismatch(void);
 
 /* ufs/ffs/fs.h */
 daddr_t	shim_fs_blocks(struct vnode *);
@@ -83,7 +84,17 @@ void	shim_task_init(struct task *, void (*)(void *, int), void *);
 /* sys/time.h, sys/pcpu.h */
 uint64_t shim_uptime_us(void);
 struct thread *shim_curthread(void);
-bool	shim_in_sendfile(void);
+
+/* sys/proc.h */
+struct shim_thread {
+	lwpid_t	tid;
+	pid_t	pid;
+	u_int	switches;	/* td_generation: how often switched out */
+};
+u_int	shim_syscall_number(void);
+bool	shim_in_proc0(void);
+u_int	shim_idle_class(struct shim_thread *, u_int room);
+bool	shim_thread_switches(const struct shim_thread *, u_int *switches);
 
 /* sys/sched.h, sys/smp.h */
 bool	shim_cpu_pass(u_int);

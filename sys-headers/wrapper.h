@@ -14,6 +14,8 @@
 #include <sys/mutex.h>
 #include <sys/condvar.h>
 #include <sys/rwlock.h>
+#include <sys/sx.h>
+#include <sys/priority.h>
 #include <sys/proc.h>
 #include <sys/sched.h>
 #include <sys/smp.h>
@@ -45,5 +47,6 @@
 
 extern struct vop_vector ffs_vnodeops1;
 extern struct vop_vector ffs_vnodeops2;
+int	ffs_rdonly(struct inode *);
 
 #include "shim.h"

@@ -36,6 +36,30 @@ loaded_twice() {
 	unload
 }
 
+testcase unload_idle "threads of the idle class and kldunload"
+unload_idle() {
+	if [ "$IN" = testbed ]; then
+		check unload-idle-entering unload-idle-leaving unload-idle-runs unload-cpu-hog
+		return
+	fi
+	load
+	# One that runs on each CPU, in user mode.
+	hogs=
+	cpus=$(sysctl -n hw.ncpu)
+	while [ "$cpus" -gt 0 ]; do
+		idprio 31 sh -c 'while :; do :; done' &
+		hogs="$hogs $!"
+		cpus=$((cpus - 1))
+	done
+	sleep 1
+	timeout 120 kldunload asyncpager 2>said
+	code=$?
+	kill $hogs
+	[ "$code" -eq 0 ] || fail "kldunload beside idprio: $(cat said; dmesg | tail -n 3)"
+	kldstat -q -m asyncpager && fail "asyncpager is still there after kldunload"
+	return 0
+}
+
 testcase registered "calls reach the module while it is loaded and enabled, not otherwise"
 registered() {
 	mkdir files
@@ -87,7 +111,9 @@ wrong_release() {
 
 testcase_in testbed other_structures "a kernel with other structures is refused"
 other_structures() {
-	refused "struct vnode of this kernel differs" demo --grow-vnode 64
+	refused "struct vnode of this kernel differs" demo --differs vnode
+	refused "struct mount cannot be checked" demo --differs no-mount-zone
+	refused "ufsmount.um_mountp of a mounted FFS differs" demo --differs um-mountp
 }
 
 testcase_in kernel cut_short "a module that was cut short is refused"

@@ -4,10 +4,11 @@
 
 use core::{
     ffi::{CStr, c_int},
+    fmt,
     mem::offset_of,
 };
 
-use super::{buf, errno::Errno, sys, vm_page, vnode, vnode_if};
+use super::{buf, errno::Errno, proc, sys, vm_page, vnode, vnode_if};
 
 /// What the kernel asks of a module.
 pub trait Module {
@@ -45,39 +46,66 @@ pub fn check_kernel() -> Result<(), Errno> {
         );
         return Err(Errno::ENOEXEC);
     }
-    let pages = buf::max_pages() as usize + 1;
-    let sizes: [(&CStr, &str, usize); 4] = [
-        (c"vm.uma.pbuf.size", "buf", offset_of!(sys::buf, b_pages) + pages * size_of::<usize>()),
-        (c"vm.uma.VNODE.size", "vnode", size_of::<sys::vnode>()),
-        (c"vm.uma.VM_OBJECT.size", "vm_object", size_of::<sys::vm_object>()),
-        (c"vm.uma.MOUNTPOINT.size", "mount", size_of::<sys::mount>()),
-    ];
-    for (name, structure, expected) in sizes {
-        // SAFETY: a NUL-terminated name; module events may sleep.
-        let found = unsafe { sys::shim_zone_item_size(name.as_ptr()) };
-        // uma(9) rounds an item's size up to its alignment.
-        if found != 0 && found.next_multiple_of(8) != expected.next_multiple_of(8) {
-            return refuse(structure, Some((found, expected)));
-        }
-    }
+    check_zones()?;
     for (structure, known) in [
         ("vop_vector", vnode_if::layout_is_known()),
         ("vm_page", vm_page::layout_is_known()),
         ("vnode", vnode::layout_is_known()),
     ] {
         if !known {
-            return refuse(structure, None);
+            return refuse(
+                format_args!("struct {structure} of this kernel"),
+                format_args!("its fields"),
+            );
+        }
+    }
+    if let Some(field) = vnode::ffs_mismatch() {
+        return refuse(format_args!("{field} of a mounted FFS"), format_args!("its value"));
+    }
+    proc::check_td_sa().or_else(|number| {
+        refuse(
+            format_args!("thread.td_sa of this kernel"),
+            format_args!("system call {number}, not kldload(2)'s {}", sys::SYS_kldload),
+        )
+    })
+}
+
+/// Compare structures with the sizes of the items of their uma(9) zones.
+fn check_zones() -> Result<(), Errno> {
+    let pages = buf::max_pages() as usize + 1;
+    let zones: [(&CStr, &str, usize); 4] = [
+        (c"vm.uma.pbuf.size", "buf", offset_of!(sys::buf, b_pages) + pages * size_of::<usize>()),
+        (c"vm.uma.VNODE.size", "vnode", size_of::<sys::vnode>()),
+        (c"vm.uma.VM_OBJECT.size", "vm_object", size_of::<sys::vm_object>()),
+        (c"vm.uma.Mountpoints.size", "mount", size_of::<sys::mount>()),
+    ];
+    for (name, structure, expected) in zones {
+        // SAFETY: a NUL-terminated name; module events may sleep.
+        let found = unsafe { sys::shim_zone_item_size(name.as_ptr()) };
+        if found == 0 {
+            let name = name.to_str().unwrap_or("");
+            crate::kprintln!(
+                "struct {structure} cannot be checked, since this kernel has no sysctl {name}: \
+                 load the module into a kernel of a release that it was built for"
+            );
+            return Err(Errno::ENOEXEC);
+        }
+        // uma(9) rounds an item's size up to its alignment.
+        if found.next_multiple_of(8) != expected.next_multiple_of(8) {
+            return refuse(
+                format_args!("struct {structure} of this kernel"),
+                format_args!("{found} bytes, not {expected}"),
+            );
         }
     }
     Ok(())
 }
 
-fn refuse(structure: &str, sizes: Option<(usize, usize)>) -> Result<(), Errno> {
-    let (found, expected) = sizes.unwrap_or((0, 0));
+/// Say that `what` is not laid out as the headers have it, which shows by `how`.
+fn refuse(what: fmt::Arguments<'_>, how: fmt::Arguments<'_>) -> Result<(), Errno> {
     crate::kprintln!(
-        "struct {structure} of this kernel differs from the headers the module was built with \
-         ({found} bytes, not {expected}): build it against the kernel's own sources, \
-         `make kmod SYSDIR=/usr/src/sys`"
+        "{what} differs from the headers the module was built with ({how}): build it against \
+         the kernel's own sources, `make kmod SYSDIR=/usr/src/sys`"
     );
     Err(Errno::ENOEXEC)
 }

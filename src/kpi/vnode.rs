@@ -404,3 +404,15 @@ pub(super) fn layout_is_known() -> bool {
         root.is_null() || ((*root).v_type == sys::VDIR && !(*root).v_mount.is_null())
     }
 }
+
+/// The field of FFS's structures that does not read as the headers have it, in a
+/// filesystem that is mounted. `None` also when none is mounted: the shims check
+/// the structures again at each use. May sleep.
+pub(super) fn ffs_mismatch() -> Option<&'static str> {
+    // SAFETY: module events may sleep; the answer is NULL or a C string that stays.
+    let field = unsafe {
+        let field = sys::shim_ffs_mismatch();
+        (!field.is_null()).then(|| CStr::from_ptr(field))
+    };
+    field.map(|field| field.to_str().unwrap_or("a field"))
+}

@@ -6,10 +6,7 @@ use std::{
     ffi::{CStr, c_char, c_int, c_void},
     mem::offset_of,
     path::Path,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -17,9 +14,11 @@ use anyhow::{Result, bail, ensure};
 use asyncpager::kpi::sys;
 
 use crate::{
-    buf, callout, clock, condvar, cpu, disk,
+    buf, callout, clock, condvar, cpu,
+    differs::{self, Difference},
+    disk,
     elf::{Loaded, Symbol},
-    graves, locks, low, malloc,
+    graves, locks, low, malloc, mount,
     rules::{may_sleep, record, rule, violation},
     schedule, sysctl, taskqueue, uma, vfs, vm, vnode,
 };
@@ -29,26 +28,22 @@ use crate::{
 pub struct Options {
     /// The kernel's `osreldate`.
     pub osreldate: c_int,
-    /// Bytes by which this kernel's struct vnode is larger than the headers'.
-    pub grow_vnode: usize,
+    /// In what the kernel differs from the headers.
+    pub differs: Option<Difference>,
+    /// It is the loader that loads the module, and no filesystem is mounted yet.
+    pub boot: bool,
     /// Loader tunables.
     pub tunables: Vec<(String, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { osreldate: 1_402_000, grow_vnode: 0, tunables: Vec::new() }
+        Self { osreldate: 1_402_000, differs: None, boot: false, tunables: Vec::new() }
     }
 }
 
-static GROWN: AtomicUsize = AtomicUsize::new(0);
 static REGISTERED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 static MESSAGES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-/// See [`Options::grow_vnode`].
-pub fn grown_vnode() -> usize {
-    GROWN.load(Ordering::Relaxed)
-}
 
 /// Lines that the module has printed.
 pub fn messages() -> Vec<String> {
@@ -74,7 +69,7 @@ impl Module {
     /// kldload: link, check dependencies, run the module's SYSINITs, MOD_LOAD.
     pub fn load(path: &Path, options: &Options) -> Result<Self> {
         cpu::attach();
-        GROWN.store(options.grow_vnode, Ordering::Relaxed);
+        differs::set(options.differs);
         sysctl::tunables(options.tunables.iter().cloned());
         let loaded = Loaded::load(path, &symbols(options))?;
         for metadata in loaded.set::<sys::mod_metadata>("set_modmetadata_set") {
@@ -121,7 +116,13 @@ impl Module {
         uninits
             .sort_by_key(|init| unsafe { std::cmp::Reverse(((**init).subsystem, (**init).order)) });
         let module = Self { data, name, uninits };
-        match module.event(sys::MOD_LOAD) {
+        let code = if differs::is(Difference::TdSa) { 0 } else { sys::SYS_kldload as u32 };
+        let loaded = if options.boot {
+            cpu::in_proc0(|| module.event(sys::MOD_LOAD))
+        } else {
+            cpu::in_syscall(code, || module.event(sys::MOD_LOAD))
+        };
+        match loaded {
             0 => Ok(module),
             errno => {
                 // As module_register_init() does, though nothing was loaded.
@@ -199,6 +200,7 @@ pub fn check_balance() {
         ("condition variables", condvar::condvars()),
         ("counters", cpu::counters()),
         ("sysctl nodes", sysctl::registered()),
+        ("mounts busy", mount::BUSY.load(Ordering::Relaxed)),
         ("mapped pages", vm::MAPPED.load(Ordering::Relaxed)),
         ("pages in use", vm::used()),
         ("references on creds", buf::CREDS.load(Ordering::Relaxed) as usize),
@@ -236,6 +238,8 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "_rw_runlock_cookie" => locks::rw_runlock,
         "_rw_wlock_cookie" => locks::rw_wlock,
         "_rw_wunlock_cookie" => locks::rw_wunlock,
+        "_sx_slock" => locks::sx_slock,
+        "_sx_sunlock" => locks::sx_sunlock,
         "_vn_lock" => vnode::vn_lock,
         "bdone" => buf::bdone,
         "binuptime" => clock::binuptime,
@@ -282,6 +286,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "printf" => printf,
         "sched_bind" => cpu::sched_bind,
         "sched_unbind" => cpu::sched_unbind,
+        "strcmp" => libc::strcmp,
         "strlcpy" => strlcpy,
         "sysctl_add_oid" => sysctl::sysctl_add_oid,
         "sysctl_ctx_free" => sysctl::sysctl_ctx_free,
@@ -297,6 +302,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "taskqueue_free" => taskqueue::taskqueue_free,
         "taskqueue_start_threads" => taskqueue::taskqueue_start_threads,
         "taskqueue_thread_enqueue" => taskqueue::taskqueue_thread_enqueue,
+        "tdfind" => cpu::tdfind,
         "thread_lock_flags_" => cpu::thread_lock,
         "uma_zalloc_arg" => uma::uma_zalloc_arg,
         "uma_zcreate" => uma::uma_zcreate,
@@ -306,6 +312,8 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "vget" => vnode::vget,
         "vhold" => vnode::vhold,
         "vholdnz" => vnode::vholdnz,
+        "vfs_busy" => mount::vfs_busy,
+        "vfs_unbusy" => mount::vfs_unbusy,
         "vfs_busy_pages" => vfs::vfs_busy_pages,
         "vm_free_count" => vm::vm_free_count,
         "vm_object_reference" => vm::vm_object_reference,
@@ -352,7 +360,14 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         unsafe { (*kind).ks_shortdesc = c"kernel".as_ptr() };
         data(name, kind.cast());
     }
-    data("rootvnode", root().cast());
+    let (mountlist, rootvnode) = mount::boot(!options.boot);
+    data("mountlist", mountlist);
+    data("mountlist_mtx", mount::mountlist_mtx());
+    data("rootvnode", rootvnode);
+    data("ffs_rdonly", mount::ffs_rdonly());
+    data("allproc", cpu::allproc());
+    data("allproc_lock", low::zeroed::<sys::sx>().cast());
+    data("proc0", cpu::proc0().cast());
     data("vm_cnt", vm_cnt().cast());
     for (name, at) in [
         ("vop_getpages_desc", offset_of!(sys::vop_vector, vop_getpages)),
@@ -375,17 +390,6 @@ fn variable(value: u64) -> *mut u8 {
     at.cast()
 }
 
-/// A variable that points at a root directory.
-fn root() -> *mut u64 {
-    let vnode: *mut sys::vnode = low::zeroed();
-    // SAFETY: fresh memory.
-    unsafe {
-        (*vnode).v_type = sys::VDIR;
-        (*vnode).v_mount = low::zeroed();
-    }
-    variable(vnode as u64).cast()
-}
-
 /// The system's counters; those that the module touches go nowhere.
 fn vm_cnt() -> *mut sys::vmmeter {
     let vmmeter: *mut sys::vmmeter = low::zeroed();
@@ -401,7 +405,7 @@ fn vm_cnt() -> *mut sys::vmmeter {
 
 extern "C" fn kern_yield(_: c_int) {
     may_sleep("kern_yield");
-    std::thread::yield_now();
+    cpu::yield_cpu();
 }
 
 extern "C" fn module_register_init(data: *const c_void) {
@@ -445,7 +449,7 @@ extern "C" fn pause_sbt(_: *const c_char, sbt: i64, _: i64, _: c_int) -> c_int {
             clock::advance_to(clock::now() + sbt);
         }
     } else {
-        std::thread::sleep(clock::to_duration(sbt));
+        clock::sleep(sbt);
     }
     0
 }

@@ -13,6 +13,7 @@ mod clock;
 pub mod compare;
 mod condvar;
 mod cpu;
+mod differs;
 mod disk;
 mod elf;
 mod graves;
@@ -21,12 +22,15 @@ mod kernel;
 mod locks;
 mod low;
 mod malloc;
+mod mount;
 mod pager;
 mod rules;
 pub mod scenario;
 mod scenario_ahead;
 mod scenario_bufs;
 mod scenario_guess;
+mod scenario_load;
+mod scenario_unload;
 mod schedule;
 mod sendfile;
 pub mod serve;
@@ -70,9 +74,9 @@ pub struct Common {
     /// The kernel's osreldate.
     #[arg(long, default_value_t = 1_402_000)]
     pub osreldate: i32,
-    /// Bytes by which the kernel's struct vnode differs from the headers'.
-    #[arg(long, default_value_t = 0)]
-    pub grow_vnode: usize,
+    /// In what the kernel differs from the headers that the module was built with.
+    #[arg(long)]
+    pub differs: Option<differs::Difference>,
     /// A loader tunable, name=value.
     #[arg(long, value_parser = tunable)]
     pub tunable: Vec<(String, String)>,

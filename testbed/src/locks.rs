@@ -3,10 +3,10 @@
 
 use std::{
     collections::HashMap,
-    ffi::{CStr, c_char, c_int},
+    ffi::{CStr, c_char, c_int, c_void},
     mem::offset_of,
     ptr,
-    sync::{Condvar, LazyLock, Mutex, MutexGuard},
+    sync::{Condvar, LazyLock, Mutex, MutexGuard, atomic::Ordering},
 };
 
 use asyncpager::kpi::sys;
@@ -227,13 +227,29 @@ impl Drop for VnodeLocked {
 struct Mtx {
     class: Class,
     opts: c_int,
+    /// It is the kernel's own, and no module's.
+    own: bool,
 }
 
 static MUTEXES: LazyLock<Mutex<HashMap<usize, Mtx>>> = LazyLock::new(Mutex::default);
 
-/// Mutexes that are initialized now.
+/// Mutexes of modules that are initialized now.
 pub fn mutexes() -> usize {
-    MUTEXES.lock().unwrap().len()
+    MUTEXES.lock().unwrap().values().filter(|mtx| !mtx.own).count()
+}
+
+/// Make a mutex of the kernel's own.
+pub fn own_mutex(mtx: *mut sys::mtx, name: &str) {
+    let cookie = mtx as usize + offset_of!(sys::mtx, mtx_lock);
+    let (class, opts) = (witness::class(name), 0);
+    MUTEXES.lock().unwrap().insert(cookie, Mtx { class, opts, own: true });
+    // SAFETY: the caller's mutex.
+    unsafe { (cookie as *mut usize).write(sys::MTX_UNOWNED as usize) };
+}
+
+/// Whether this thread holds the lock at this address.
+pub fn holds(address: usize) -> bool {
+    witness::held(address).is_some()
 }
 
 /// Whether a mutex lies in this memory.
@@ -274,7 +290,7 @@ pub unsafe extern "C" fn mtx_init(
     let class = unsafe { CStr::from_ptr(if kind.is_null() { name } else { kind }) };
     let class = witness::class(&class.to_string_lossy());
     record(call, format_args!("mutex {cookie:?} of class {class}"));
-    let before = MUTEXES.lock().unwrap().insert(cookie as usize, Mtx { class, opts });
+    let before = MUTEXES.lock().unwrap().insert(cookie as usize, Mtx { class, opts, own: false });
     rule(call, before.is_none(), format_args!("{cookie:?} is initialized already"));
     // SAFETY: the caller's mutex.
     unsafe { cookie.write(sys::MTX_UNOWNED as usize) };
@@ -353,4 +369,23 @@ pub unsafe extern "C" fn mtx_unlock(cookie: *mut usize, _: c_int, _: *const c_ch
         unsafe { cookie.write(sys::MTX_UNOWNED as usize) };
     }
     release(call, lock.address, true);
+}
+
+// sx(9): allproc_lock.
+
+/// `_sx_slock`.
+pub extern "C" fn sx_slock(sx: *mut c_void, _: c_int, file: *const c_char, line: c_int) -> c_int {
+    static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("allproc"));
+    let (call, address, class) = ("sx_slock", sx as usize, *CLASS);
+    may_sleep(call);
+    let lock = Lock { address, class, sleepable: true, recursable: false, dup_ok: false };
+    take(lock, false, Place::new(call, file, line), call);
+    cpu::list_threads();
+    0
+}
+
+/// `_sx_sunlock`.
+pub extern "C" fn sx_sunlock(sx: *mut c_void, _: *const c_char, _: c_int) {
+    release("sx_sunlock", sx as usize, false);
+    cpu::LISTED.fetch_add(1, Ordering::AcqRel);
 }

@@ -21,7 +21,7 @@ use crate::{
     kernel::{Module, Options},
     locks::VnodeLocked,
     pager::{Block, swap_free, swap_out},
-    scenario_ahead, scenario_bufs, scenario_guess,
+    scenario_ahead, scenario_bufs, scenario_guess, scenario_load, scenario_unload,
     sendfile::{self, Outcome, Sending, getpages, getpages_async},
     sysctl::{self, counter},
     ufs::Inode,
@@ -36,8 +36,12 @@ const P: u64 = PAGE as u64;
 
 /// All scenarios, by name.
 pub fn all() -> impl Iterator<Item = &'static (&'static str, Run)> {
-    let ahead = scenario_ahead::ALL.iter().chain(scenario_guess::ALL);
-    ALL.iter().chain(ahead).chain(scenario_bufs::ALL)
+    ALL.iter()
+        .chain(scenario_ahead::ALL)
+        .chain(scenario_guess::ALL)
+        .chain(scenario_bufs::ALL)
+        .chain(scenario_load::ALL)
+        .chain(scenario_unload::ALL)
 }
 
 const ALL: &[(&str, Run)] = &[
@@ -86,7 +90,8 @@ pub fn run(name: &str, ko: &Path, seed: u64) -> Result<()> {
     bed.finish()
 }
 
-fn grab(file: &File, first: u64, count: u64) -> Vec<Page> {
+/// Busied pages from `first` on, as sendfile(2) grabs them.
+pub fn grab(file: &File, first: u64, count: u64) -> Vec<Page> {
     (first..first + count).map(|i| vm::grab(file.object, i)).collect()
 }
 
@@ -108,12 +113,13 @@ fn check_bytes(bed: &Bed, file: &File, first: u64, pages: &[Page]) -> Result<()>
     Ok(())
 }
 
-fn release(pages: &[Page]) {
+/// Unwire pages and free them.
+pub fn release(pages: &[Page]) {
     pages.iter().filter(|page| **page != Page::bogus()).for_each(|page| vm::unwire(*page, true));
 }
 
 /// Ask for pages, expect success, check and release them.
-fn good(
+pub fn good(
     bed: &Bed,
     file: &File,
     first: u64,

@@ -65,7 +65,8 @@ pub fn slow(bed: &Bed, milliseconds: u64) -> Result<()> {
     send(bed, &other, 0, P, 0)
 }
 
-fn contiguous(bed: &Bed) -> Arc<File> {
+/// A file of one run, whose block map is in memory.
+pub fn contiguous(bed: &Bed) -> Arc<File> {
     contiguous_of(bed, BLOCKS)
 }
 
@@ -96,6 +97,7 @@ pub fn send(bed: &Bed, file: &File, offset: u64, len: u64, wish: i32) -> Result<
     finish(bed, file, sending, offset, len)
 }
 
+/// Wait for a request, and check its bytes.
 pub fn finish(bed: &Bed, file: &File, sending: Sending, offset: u64, len: u64) -> Result<()> {
     let mut got = Vec::new();
     let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));

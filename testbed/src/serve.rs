@@ -72,8 +72,9 @@ fn demo_in(common: &Common, dir: &Path) -> Result<()> {
 fn options(common: &Common) -> Options {
     Options {
         osreldate: common.osreldate,
-        grow_vnode: common.grow_vnode,
+        differs: common.differs,
         tunables: common.tunable.clone(),
+        ..Options::default()
     }
 }
 

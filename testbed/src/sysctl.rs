@@ -10,7 +10,9 @@ use std::{
 use asyncpager::kpi::sys;
 
 use crate::{
-    cpu, low,
+    cpu,
+    differs::{self, Difference},
+    low,
     rules::{may_sleep, rule},
 };
 
@@ -230,16 +232,25 @@ pub unsafe extern "C" fn kernel_sysctlbyname(
     _: *mut usize,
     _: c_int,
 ) -> c_int {
-    // SAFETY: a C string and a place for an int.
-    unsafe {
-        let size = match CStr::from_ptr(name).to_bytes() {
-            b"vm.uma.pbuf.size" => crate::buf::PBUF_SIZE,
-            b"vm.uma.VNODE.size" => size_of::<sys::vnode>() + crate::kernel::grown_vnode(),
-            b"vm.uma.VM_OBJECT.size" => size_of::<sys::vm_object>(),
-            b"vm.uma.MOUNTPOINT.size" => size_of::<sys::mount>(),
-            _ => return libc::ENOENT,
-        };
-        old.cast::<u32>().write(size as u32);
-    }
+    let zones = [
+        ("pbuf", crate::buf::PBUF_SIZE, Difference::Buf, Difference::NoBufZone),
+        ("VNODE", size_of::<sys::vnode>(), Difference::Vnode, Difference::NoVnodeZone),
+        (
+            "VM_OBJECT",
+            size_of::<sys::vm_object>(),
+            Difference::VmObject,
+            Difference::NoVmObjectZone,
+        ),
+        ("Mountpoints", size_of::<sys::mount>(), Difference::Mount, Difference::NoMountZone),
+    ];
+    // SAFETY: a C string.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    let zone = zones.iter().find(|(zone, ..)| name == format!("vm.uma.{zone}.size"));
+    let Some((_, size, larger, _)) = zone.filter(|(.., missing)| !differs::is(*missing)) else {
+        return libc::ENOENT;
+    };
+    let size = size + if differs::is(*larger) { 64 } else { 0 };
+    // SAFETY: a place for an int.
+    unsafe { old.cast::<u32>().write(size as u32) };
     0
 }

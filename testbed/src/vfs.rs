@@ -22,6 +22,7 @@ use crate::{
     indirect::Cache,
     locks::{self, VnodeLocked},
     low,
+    mount::fill_ufsmount,
     pager::Iodone,
     rules::{may_sleep, rule},
     schedule, stock,
@@ -110,6 +111,19 @@ pub fn restored() -> bool {
     })
 }
 
+/// Whether no entry of both vectors but that of getpages is the original.
+pub fn taken() -> bool {
+    vectors().iter().all(|vector| {
+        // SAFETY: live for ever.
+        unsafe {
+            (**vector).vop_getpages_async.map(|f| f as usize)
+                != Some(original_getpages_async as *const () as usize)
+                && (**vector).vop_bmap.map(|f| f as usize)
+                    != Some(original_bmap as *const () as usize)
+        }
+    })
+}
+
 impl File {
     /// Open a file: a vnode with its object, no pages yet.
     pub fn open(inode: Inode, mount: Mount, disk: &Arc<Disk>, ufs2: bool) -> Arc<Self> {
@@ -128,6 +142,7 @@ impl File {
             for (to, from) in (*mp).mnt_stat.f_mntonname.iter_mut().zip(b"/testbed\0") {
                 *to = *from as c_char;
             }
+            (*ip).i_vnode = vnode;
             (*ip).i_number = inode.number;
             (*ip).i_flag = if inode.indirect.wide { IN_UFS2 } else { 0 };
             if inode.indirect.wide {
@@ -137,13 +152,12 @@ impl File {
             }
             set_dinode_size(ip, inode.size);
             let fragment = inode.indirect.fragment.max(512);
-            (*ump).um_nindir = mount.block / if inode.indirect.wide { 8 } else { 4 };
+            let fs = graves::born("superblock");
+            fill_ufsmount(mp, ump, fs, mount.block, inode.indirect.wide);
             (*ump).um_bptrtodb = u64::from((fragment / 512).trailing_zeros());
             (*ump).um_seqinc = mount.block / fragment;
-            (*ump).um_fs = graves::born("superblock");
-            (*(*ump).um_fs).fs_fsbtodb = (fragment / 512).trailing_zeros() as i32;
-            (*(*ump).um_fs).fs_size = (disk.image().len() as u64 / fragment) as i64;
-            (*mp).mnt_data = ump.cast();
+            (*fs).fs_fsbtodb = (fragment / 512).trailing_zeros() as i32;
+            (*fs).fs_size = (disk.image().len() as u64 / fragment) as i64;
             (*vnode).v_type = sys::VREG;
             (*vnode).v_holdcnt = 1;
             (*vnode).v_usecount = 1;

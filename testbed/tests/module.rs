@@ -130,6 +130,12 @@ checks! {
     guess_off: "guess-off",
     map_untrusted: "map-untrusted",
     map_gone_on: "map-gone-on",
+    loaded_at_boot: "loaded-at-boot",
+    structures_at_use: "structures-at-use",
+    unload_idle_entering: "unload-idle-entering",
+    unload_idle_leaving: "unload-idle-leaving",
+    unload_idle_runs: "unload-idle-runs",
+    unload_cpu_hog: "unload-cpu-hog",
 }
 
 /// Images with 4, 32 and 64 KiB blocks and files of all shapes.
@@ -165,9 +171,40 @@ fn wrong_releases_are_refused_with_what_to_build() {
     refused(&["demo", "--osreldate", "1301000"], &ko(), "depends on a kernel of 1400000..=1599999");
 }
 
+/// Each check of the kernel's structures, and what its message names.
+const DIFFERENCES: &[(&str, &str)] = &[
+    ("buf", "struct buf of this kernel differs"),
+    ("vnode", "struct vnode of this kernel differs"),
+    ("vm-object", "struct vm_object of this kernel differs"),
+    ("mount", "struct mount of this kernel differs"),
+    ("no-buf-zone", "no sysctl vm.uma.pbuf.size"),
+    ("no-vnode-zone", "no sysctl vm.uma.VNODE.size"),
+    ("no-vm-object-zone", "no sysctl vm.uma.VM_OBJECT.size"),
+    ("no-mount-zone", "struct mount cannot be checked"),
+    ("um-mountp", "ufsmount.um_mountp of a mounted FFS differs"),
+    ("um-nindir", "ufsmount.um_nindir of a mounted FFS differs"),
+    ("um-rdonly", "ufsmount.um_rdonly of a mounted FFS differs"),
+    ("fs-magic", "fs.fs_magic of a mounted FFS differs"),
+    ("i-vnode", "inode.i_vnode of a mounted FFS differs"),
+    ("i-number", "inode.i_number of a mounted FFS differs"),
+    ("td-sa", "thread.td_sa of this kernel differs"),
+];
+
 #[test]
 fn other_structures_are_refused() {
-    refused(&["demo", "--grow-vnode", "64"], &ko(), "struct vnode of this kernel differs");
+    for (difference, what) in DIFFERENCES {
+        refused(&["load", "--differs", difference], &ko(), what);
+    }
+}
+
+#[test]
+fn every_difference_is_tested() {
+    let help = passes(&["load", "--help"]);
+    let (_, listed) = help.split_once("--differs <DIFFERS>").expect("an option");
+    let (listed, _) = listed.split_once("--tunable").expect("the next option");
+    let listed = listed.lines().filter_map(|line| line.trim().strip_prefix("- "));
+    let listed = listed.filter_map(|line| line.split_once(':')).map(|(name, _)| name);
+    assert!(listed.eq(DIFFERENCES.iter().map(|(name, _)| *name)), "{help}");
 }
 
 #[test]

@@ -83,8 +83,14 @@ fn build(name: &str, file: &str, find: &str, replace: &str) -> PathBuf {
 
 /// Whether the check passes; a hang is a failure.
 fn passes(ko: &Path, check: &str) -> bool {
+    runs(ko, &["check", check])
+}
+
+/// Whether the testbed's command succeeds.
+fn runs(ko: &Path, command: &[&str]) -> bool {
     let mut child = Command::new(env!("CARGO_BIN_EXE_asyncpager-testbed"))
-        .args(["check", check, "--ko"])
+        .args(command)
+        .arg("--ko")
         .arg(ko)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -234,7 +240,7 @@ mutations! {
     original_not_restored: "sync", "src/vop.rs",
         "put_back(Slot::Async, async_entry())?;" => "";
     unload_with_a_buf_in_flight: "unload-under-load", "src/vop.rs",
-        "wait_until(\"bufs\", || stats::IN_FLIGHT.now() as u64)?;" => "";
+        "drain::outlast(\"bufs\", || stats::IN_FLIGHT.now() as u64)?;" => "";
     refused_unload_leaves_it_off: "replaced-since", "src/vop.rs",
         "            take_again();\n            readahead::resume();" => "            readahead::resume();";
     counters_leaked: "sync", "src/tunables.rs",
@@ -389,4 +395,76 @@ mutations! {
         "if size <= start { Ok(()) } else { outcome }" => "outcome";
     overlong_call_passed_on: "use-buf-pager-off", "src/pager/request.rs",
         "return Err(failed(vop, PagerError::Fail, Errno::EINVAL));\n    }\n    if !place" => "return Err(Answer::Original(vop));\n    }\n    if !place";
+    idle_class_overtaken: "unload-idle-entering", "src/drain.rs",
+        "    outlast_pass()?;\n    outlast_idle_class()" => "    outlast_pass()";
+    entering_not_waited_for: "unload-idle-entering", "src/vop.rs",
+        "drain::outlast_threads()?;" => "";
+    leaving_not_waited_for: "unload-idle-leaving", "src/vop.rs",
+        "code now.\n    drain::outlast_threads()" => "code now.\n    Ok(())";
+    idle_class_waited_for_for_ever: "unload-idle-entering", "src/drain.rs",
+        "wait_until(IDLE_MS, ||" => "wait_until(u32::MAX, ||";
+    idle_class_waited_for_to_its_end: "unload-idle-runs", "src/kpi/proc.rs",
+        "&& switches < times" => "&& times > 0";
+    sleepers_waited_for: "unload-idle-leaving", "sys-headers/shim.c",
+        "return (TD_IS_RUNNING(td) || TD_ON_RUNQ(td) || TD_CAN_RUN(td));" => "return (td != NULL);";
+    other_class_looked_for: "unload-idle-entering", "sys-headers/shim.c",
+        "PRI_BASE(td->td_pri_class) == PRI_IDLE" => "PRI_BASE(td->td_pri_class) == PRI_REALTIME";
+    pass_made_by_kldunload: "unload-cpu-hog", "src/drain.rs",
+        "QUEUE.enqueue(&PASS);" => "PASS.work();";
+    pass_waited_for_for_ever: "unload-cpu-hog", "src/drain.rs",
+        "wait_until(PASS_MS, ||" => "wait_until(u32::MAX, ||";
+    pass_started_twice: "unload-cpu-hog", "src/vop.rs",
+        "drain::outlast_pass()?;" => "";
+    drain_thread_left: "unload-idle-runs", "src/drain.rs",
+        "    QUEUE.stop();" => "";
+    refused_and_not_at_work: "unload-cpu-hog", "src/vop.rs",
+        "            take_again();" => "";
+    trusted_at_boot: "loaded-at-boot", "src/kpi/proc.rs",
+        "bool {\n    TD_SA_IS_KNOWN.load(Ordering::Relaxed) &&" => "bool {\n   ";
+    never_trusted_after_boot: "loaded-at-boot", "src/kpi/proc.rs",
+        "if !TD_SA_IS_KNOWN.load(Ordering::Relaxed) && syscall" => "if false && syscall";
+    refused_at_boot: "loaded-at-boot", "src/kpi/proc.rs",
+        "if unsafe { sys::shim_in_proc0() } {" => "if false {";
+    mount_not_checked_at_use: "structures-at-use", "sys-headers/shim.c",
+        "ip == NULL || ufsmount_mismatch(vp->v_mount) != NULL" => "ip == NULL";
+    inode_not_checked_at_use: "structures-at-use", "sys-headers/shim.c",
+        "return (ip != NULL && ip->i_vnode == vp ? ip : NULL);" => "return (ip);";
+    leaving_mount_looked_at: "bogus-inside", "sys-headers/shim.c",
+        "vfs_busy(mp, MBF_NOWAIT | MBF_MNTLSTLOCK) == 0)" => "(vfs_busy(mp, MBF_NOWAIT | MBF_MNTLSTLOCK), 1))";
+    mount_left_busy: "bogus-inside", "sys-headers/shim.c",
+        "	vfs_unbusy(mp);\n" => "";
+}
+
+macro_rules! unchecked {
+    ($($name:ident: $difference:literal, $file:literal, $find:literal => $replace:literal;)*) => {
+        $(/// Without its check, a kernel that differs is not refused.
+        #[test]
+        fn $name() {
+            let ko = build(stringify!($name), $file, $find, $replace);
+            let refused = !runs(&ko, &["load", "--differs", $difference]);
+            std::fs::remove_file(&ko).unwrap();
+            assert!(!refused, "another check refuses {}", $difference);
+        })*
+    };
+}
+
+unchecked! {
+    zone_not_found_and_passed: "no-mount-zone", "src/kpi/module.rs",
+        "        if found == 0 {" => "        if found == 0 {\n            continue;\n        }\n        if found == 0 {";
+    size_not_compared: "mount", "src/kpi/module.rs",
+        "if found.next_multiple_of(8) != expected.next_multiple_of(8) {" => "if expected == 0 {";
+    um_mountp_not_checked: "um-mountp", "sys-headers/shim.c",
+        "ump == NULL || ump->um_mountp != mp" => "ump == NULL";
+    um_nindir_not_checked: "um-nindir", "sys-headers/shim.c",
+        "!= (u_long)fs->fs_bsize)" => "== 0)";
+    um_rdonly_not_checked: "um-rdonly", "sys-headers/shim.c",
+        "ump->um_rdonly != ffs_rdonly" => "ump == NULL";
+    i_vnode_not_checked: "i-vnode", "sys-headers/shim.c",
+        "ip == NULL || ip->i_vnode != rootvnode" => "ip == NULL";
+    i_number_not_checked: "i-number", "sys-headers/shim.c",
+        "ip->i_number == UFS_ROOTINO" => "true";
+    td_sa_not_checked: "td-sa", "src/kpi/proc.rs",
+        "    if number != sys::SYS_kldload as u32 {" => "    if false {";
+    nothing_of_ffs_checked: "fs-magic", "src/kpi/module.rs",
+        "vnode::ffs_mismatch()" => "vnode::ffs_mismatch().filter(|_| false)";
 }
