@@ -250,8 +250,10 @@ shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
 }
 
 /*
- * How the file's indirect blocks read.  False for a snapshot's, and on an
- * untrusted mount, where each pointer has to be checked.
+ * How the file's indirect blocks read.  False where a pointer on the disk may
+ * not be followed: a snapshot's means more than a place; an untrusted mount
+ * checks each; and on an asynchronous or journaled mount a pointer can reach
+ * the disk before the indirect block that it leads to.
  */
 bool
 shim_map_of(struct vnode *vp, struct shim_map *map)
@@ -264,6 +266,7 @@ shim_map_of(struct vnode *vp, struct shim_map *map)
 	map->seqinc = ump->um_seqinc;
 	map->wide = !I_IS_UFS1(ip);
 	return (ump->um_check_blkno == NULL &&
+	    (vp->v_mount->mnt_flag & (MNT_ASYNC | MNT_GJOURNAL)) == 0 &&
 	    (DIP(ip, i_flags) & SF_SNAPSHOT) == 0);
 }
 

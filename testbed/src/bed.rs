@@ -98,7 +98,7 @@ impl Bed {
         let map: Vec<_> = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
         let indirect = Indirect::plant(&self.disk, top, &map, block);
         let inode = Inode { path: path.into(), number: 4, size, map, indirect };
-        self.open(inode, Mount { block, unmapped, bmap: Bmap::Good }, true)
+        self.open(inode, Mount { block, unmapped, flags: 0, bmap: Bmap::Good }, true)
     }
 
     /// The same, but as FFS lays a file out: behind the blocks of `map` that are

@@ -14,7 +14,7 @@ use crate::{
     scenario_ahead::{BLOCK, P, cold, ready, send, settle, slow, wait_until},
     sysctl::{self, ahead, counter},
     taskqueue,
-    vfs::File,
+    vfs::{File, Mount},
     vm,
 };
 
@@ -42,6 +42,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("guess-end", guess_end),
     ("guess-off", guess_off),
     ("map-untrusted", map_untrusted),
+    ("map-async-mount", map_async_mount),
     ("map-gone-on", map_gone_on),
 ];
 
@@ -217,12 +218,33 @@ fn map_untrusted(bed: &mut Bed, _: &Path) -> Result<()> {
         let ump = (*(*untrusted.vnode).v_mount).mnt_data.cast::<sys::ufsmount>();
         (*ump).um_check_blkno = Some(checked);
     }
-    cold(bed, &plain, 20 * BLOCK, BLOCK)?;
+    map_left_to_the_filesystem(bed, &plain, &untrusted)
+}
+
+/// On a mount that writes asynchronously, a pointer reaches the disk before
+/// the block that it leads to.
+fn map_async_mount(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    for flag in [sys::MNT_ASYNC, sys::MNT_GJOURNAL] {
+        let plain = straight(bed);
+        let mount = Mount { flags: flag as u64, ..plain.mount };
+        let file = bed.open(plain.inode.clone(), mount, true);
+        map_left_to_the_filesystem(bed, &plain, &file)?;
+    }
+    Ok(())
+}
+
+/// The module reads the block map of `plain` by itself, and that of `other`
+/// through the filesystem only.
+fn map_left_to_the_filesystem(bed: &Bed, plain: &File, other: &File) -> Result<()> {
+    let before = counter("maps_read");
+    cold(bed, plain, 20 * BLOCK, BLOCK)?;
     let read = counter("maps_read");
-    ensure!(read > 0, "no map is read: {:?}", sysctl::counters());
+    ensure!(read > before, "no map is read: {:?}", sysctl::counters());
+    settle()?;
     let guessed = ahead("guessed");
-    begin(bed, &untrusted)?;
-    send(bed, &untrusted, 20 * BLOCK, BLOCK, 0)?;
+    begin(bed, other)?;
+    send(bed, other, 20 * BLOCK, BLOCK, 0)?;
     ensure!(
         (counter("maps_read"), ahead("guessed")) == (read, guessed),
         "its pointers are read past the filesystem: {:?}",

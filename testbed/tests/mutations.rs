@@ -357,6 +357,10 @@ mutations! {
         "vfs_busy_pages(bp, 0);\n\tBUF_KERNPROC(bp);" => "vfs_busy_pages(bp, 0);";
     map_of_an_untrusted_mount: "map-untrusted", "sys-headers/shim.c",
         "ump->um_check_blkno == NULL &&" => "";
+    map_of_an_async_mount: "map-async-mount", "sys-headers/shim.c",
+        "(MNT_ASYNC | MNT_GJOURNAL)" => "(0 * MNT_ASYNC | MNT_GJOURNAL)";
+    map_of_a_journaled_mount: "map-async-mount", "sys-headers/shim.c",
+        "(MNT_ASYNC | MNT_GJOURNAL)" => "(MNT_ASYNC | 0 * MNT_GJOURNAL)";
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
         "Fit::Lost => &stats::PAGES_WASTED" => "Fit::Lost => &stats::RESETS";
     fast_disks_followed: "stream-switches", "src/pager/latency.rs",
