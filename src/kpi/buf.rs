@@ -179,7 +179,7 @@ pub enum Form {
 /// | `b_fsprivate3` | the zone | the zone |
 /// | `b_dirtyoff` | when it was sent, in microseconds | |
 /// | `b_dirtyend` | | first error of any part |
-/// | `b_ckhash` | bit 63: read again already; bit 59: sent to a device with little to do | low half: pages requested; bit 62: last was valid in part |
+/// | `b_ckhash` | bit 63: read again already; bit 59: sent to a device with little to do; bits 52 to 58: entry of the latency table | low half: pages requested; bit 62: last was valid in part |
 /// | `b_pgiodone`, `b_caller1` | | the reply |
 ///
 /// Two kinds of buf have no request's pages. One that reads ahead on its own
@@ -208,6 +208,7 @@ const LAST_PARTLY_VALID: u64 = 1 << 62;
 const INDIRECT: u64 = 1 << 61;
 const HOLDS_OBJECT: u64 = 1 << 60;
 const ALONE: u64 = 1 << 59;
+const NUMBER: u64 = 0x7f << 52;
 
 impl Pbuf {
     /// # Safety
@@ -434,15 +435,18 @@ impl Pbuf {
         NonNull::new(self.buf().b_bufobj).map(|bo| unsafe { Device::new(bo) })
     }
 
-    /// Note whether the device had next to nothing to do when it got this.
-    pub fn set_alone(&mut self, alone: bool) {
-        let kept = self.buf().b_ckhash & !ALONE;
-        self.buf_mut().b_ckhash = kept | if alone { ALONE } else { 0 };
+    /// Note which entry of the latency table counts the transfer, and whether
+    /// the device had next to nothing to do.
+    pub fn set_sent(&mut self, number: u8, alone: bool) {
+        let kept = self.buf().b_ckhash & !(ALONE | NUMBER);
+        let number = (u64::from(number) << NUMBER.trailing_zeros()) & NUMBER;
+        self.buf_mut().b_ckhash = kept | number | if alone { ALONE } else { 0 };
     }
 
-    /// What [`Pbuf::set_alone`] was told.
-    pub fn was_alone(&self) -> bool {
-        self.buf().b_ckhash & ALONE != 0
+    /// What [`Pbuf::set_sent`] was told.
+    pub fn how_sent(&self) -> (u8, bool) {
+        let kept = self.buf().b_ckhash;
+        (((kept & NUMBER) >> NUMBER.trailing_zeros()) as u8, kept & ALONE != 0)
     }
 
     /// Microseconds since the buf was sent.

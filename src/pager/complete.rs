@@ -54,7 +54,7 @@ pub unsafe extern "C" fn iodone(bp: *mut sys::buf) {
 }
 
 fn send_again(mut part: Pbuf) {
-    latency::sent(&mut part);
+    latency::part_sent(&mut part);
     part.send(&Form::Async(iodone));
 }
 
@@ -78,7 +78,7 @@ pub fn complete(mut part: Pbuf, form: &Form) -> Progress {
             later(part, send_again);
             return Progress::SentAgain;
         }
-        latency::sent(&mut part);
+        latency::part_sent(&mut part);
         match part.send(form) {
             Some(again) => {
                 latency::came_back(&again);

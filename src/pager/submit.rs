@@ -106,7 +106,7 @@ pub fn load_small(target: &Target<'_>, run: Run, batch: &mut Batch) -> Option<u6
 /// One more buf is in flight.
 pub fn sent(part: &mut Pbuf) {
     stats::IN_FLIGHT.enter(1);
-    latency::sent(part);
+    latency::part_sent(part);
 }
 
 /// Complete a loaded buf's header.

@@ -48,6 +48,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("stream-grows", stream_grows),
     ("stream-unmount", stream_unmount),
     ("stream-switches", stream_switches),
+    ("stream-devices", stream_devices),
     ("map", map),
     ("map-levels", map_levels),
     ("map-holes", map_holes),
@@ -513,6 +514,34 @@ fn stream_switches(bed: &mut Bed, _: &Path) -> Result<()> {
         ensure!(sysctl::number(&name(switch), on) == 0, "{switch}={on} is refused");
     }
     Ok(())
+}
+
+/// More devices than the module tells apart, all in use at once: afterwards
+/// each is known to be idle, and streams from it are read ahead.
+fn stream_devices(bed: &mut Bed, _: &Path) -> Result<()> {
+    ensure!(sysctl::number("vfs.asyncpager.readahead.in_flight", 1) == 0, "sysctl");
+    let blocks: Vec<_> = (10..50).map(Some).collect();
+    let bytes = 60 * BLOCK as usize;
+    let mut disks: Vec<_> = (0..70).map(|seed| bed.other_disk(bytes, seed)).collect();
+    let files: Vec<_> = disks.iter_mut().map(|d| d.file(BLOCK, &blocks, 40 * BLOCK)).collect();
+    let behave = |latency: Duration| {
+        let manners = Manners { latency: latency.into(), ..Manners::default() };
+        disks.iter().for_each(|other| other.disk.behave(manners.clone()));
+    };
+    files.iter().for_each(|file| warm(file));
+    behave(Duration::from_secs(600));
+    let sending = |file| Sending::begin(file, 300 * P, P, 0).context("the file is gone");
+    let all = files.iter().map(|file| sending(file)).collect::<Result<Vec<_>>>()?;
+    // Their latency is worth hiding.
+    std::thread::sleep(Duration::from_millis(3));
+    behave(Duration::from_millis(10));
+    disks.iter().for_each(|other| other.disk.hurry());
+    all.into_iter().zip(&files).try_for_each(|(one, file)| finish(bed, file, one, 300 * P, P))?;
+    for (i, file) in files.iter().enumerate().filter(|(i, _)| i % 9 == 0 || *i > 60) {
+        send(bed, file, 0, 16 * P, 100)?;
+        wait_until(&format!("device {i} is read ahead"), || ready(file, 250))?;
+    }
+    settle()
 }
 
 /// Begin to send with neither the block map nor a page in memory.

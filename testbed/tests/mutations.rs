@@ -290,6 +290,14 @@ mutations! {
         "if self.mounting.load(Ordering::Relaxed) != mounting {" => "if false && mounting > 0 {";
     slowness_not_remembered: "map-fast", "src/pager/latency.rs",
         "longest - longest / 16" => "0 * longest";
+    transfer_counted_at_another_entry: "stream-devices", "src/pager/latency.rs",
+        "part.set_sent(TABLE.number(transfer.entry), transfer.alone);" =>
+        "part.set_sent(TABLE.number(transfer.entry) ^ 1, transfer.alone);";
+    device_in_use_forgotten: "stream-devices", "src/pager/latency.rs",
+        "let taken = before as u32 == 0" => "let taken = before as u32 < 100";
+    overflow_never_left: "stream-devices", "src/pager/latency.rs",
+        "self.entries.get(usize::from(number)).unwrap_or(&self.overflow)" =>
+        "self.entries.get(usize::from(number)).unwrap_or(&self.entries[0])";
     map_error_believed: "map-error", "src/pager/chain.rs",
         "match chain.settle() {" => "let _ = chain.settle(); match Ok::<(), Errno>(()) {";
     io_from_a_completion: "map", "src/pager/chain.rs",
