@@ -656,6 +656,12 @@ impl Pbuf {
         }
     }
 
+    /// Whether a completed transfer failed or fell short.
+    pub fn has_failed(&self) -> bool {
+        let buf = self.buf();
+        IoFlags::from_bits_retain(buf.b_ioflags).contains(IoFlags::ERROR) || buf.b_resid != 0
+    }
+
     /// Take the I/O's traces away and tell how it went. A transfer that is
     /// shorter than asked for is an error, whatever the device thinks.
     pub fn settle(&mut self) -> Result<(), Errno> {

@@ -71,6 +71,7 @@ pub fn complete(mut part: Pbuf, form: &Form) -> Progress {
         // request: what was asked for is read once more on its own. A device
         // that is gone stays gone.
         if behind + ahead == 0 || error == Errno::ENXIO || !part.narrow(behind) {
+            log(&part, error);
             return arrive(part, Err(error));
         }
         stats::RETRIES.add(1);
@@ -113,7 +114,7 @@ pub fn settle(part: &mut Pbuf) -> Result<(), Errno> {
                 page.validate(&locked);
             }
         }
-        Some(object) => log(part, &object, outcome),
+        Some(_) => {}
         None => outcome = Err(Errno::EIO),
     }
     part.finish_extras(|page| !page.none_valid());
@@ -159,11 +160,15 @@ fn make_valid(object: &Object<'_>, pages: &[BusiedPage], read: usize) {
     }
 }
 
-/// Kept out of the way of what goes well, with the stack that it takes.
+/// Report a request's failed read. Read-ahead and speculative bufs fail
+/// silently: the request that needs their pages reads them again.
+///
+/// Not inlined, to keep its stack out of the fast path.
 #[cold]
 #[inline(never)]
-fn log(part: &Pbuf, object: &Object<'_>, outcome: Result<(), Errno>) {
-    if let (Err(error), Some(vnode), Some(pindex)) = (outcome, part.vnode(), part.first_pindex())
+fn log(part: &Pbuf, error: Errno) {
+    if let (Some(vnode), Some(pindex)) = (part.vnode(), part.first_pindex())
+        && let Some(object) = vnode.object()
         && MESSAGES.pass()
     {
         let offset = pindex.saturating_mul(PAGE);

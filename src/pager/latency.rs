@@ -375,6 +375,21 @@ pub fn may_be_long(device: usize) -> bool {
     TABLE.find(key(device)).map_or(UNKNOWN_US >= MIN.get(), Entry::may_be_long)
 }
 
+/// A speculative read of the device has failed: send no more until the
+/// filesystem is mounted anew. A device with integrity data fails where it was
+/// never written, and reports each failure. Call while the transfer is in flight.
+pub fn bar_speculation(device: usize) {
+    if let Some(entry) = TABLE.find(key(device)) {
+        entry.speculation_failed.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether speculative reads of the device may be sent. Not without an entry
+/// to note a failure in.
+pub fn may_speculate(device: usize) -> bool {
+    TABLE.find(key(device)).is_some_and(|e| !e.speculation_failed.load(Ordering::Relaxed))
+}
+
 /// Of a large transfer's time, this part at least is taken for latency.
 const LARGE: u32 = 4;
 

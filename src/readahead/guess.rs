@@ -60,8 +60,8 @@ struct Part {
 impl Guess {
     /// Have the block map read, whose only level that the first page of
     /// `range` hangs on is `missing`, and send bufs to where the pages most
-    /// likely are, as long as guesses come out right and the device has less
-    /// than `in_flight`. `None` when nothing can be said. May sleep for a buffer.
+    /// likely are, as long as guesses come out right, none has failed on the
+    /// device, and the device has less than `in_flight`. `None` when nothing can be said. May sleep for a buffer.
     pub fn begin(
         place: &Place<'_>,
         missing: &Missing,
@@ -77,7 +77,8 @@ impl Guess {
         let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
         let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS] };
         let bufs = LUCK.bufs();
-        if bufs > 0 && ENABLED.load(Ordering::Relaxed) {
+        if bufs > 0 && ENABLED.load(Ordering::Relaxed) && latency::may_speculate(place.device.id())
+        {
             // First: nothing can be told before it is there.
             if !place.vnode.read_block(stage.lbn, map) {
                 return None;
@@ -166,6 +167,11 @@ unsafe extern "C" fn iodone(bp: *mut sys::buf) {
     let Some(bp) = NonNull::new(bp) else { return };
     // SAFETY: the caller's promise.
     let part = unsafe { Pbuf::from_iodone(bp) };
+    if part.has_failed()
+        && let Some(device) = part.device()
+    {
+        latency::bar_speculation(device.id());
+    }
     latency::came_back(&part);
     if let Some(part) = part.back_from_trial() {
         finish(part);

@@ -17,6 +17,7 @@ use crate::{
     buf, callout,
     clock::Patience,
     disk::{self, Manners},
+    kernel,
     sendfile::Sending,
     sysctl::{self, ahead, counter},
     taskqueue,
@@ -385,6 +386,7 @@ fn stream_error(bed: &mut Bed, _: &Path) -> Result<()> {
     slow(bed, 3)?;
     let file = contiguous(bed);
     let bad = 10 * BLOCK + 300 * P;
+    let said = kernel::messages().len();
     let manners = Manners {
         latency: Duration::from_millis(3).into(),
         bad: vec![(bad..bad + 512, libc::EIO)],
@@ -394,6 +396,7 @@ fn stream_error(bed: &mut Bed, _: &Path) -> Result<()> {
     send(bed, &file, 0, 16 * P, 100)?;
     wait_until("a buf of a window has failed", || ahead("errors") > 0)?;
     wait_until("its pages are gone", || vm::resident(file.object, 300).is_none())?;
+    ensure!(kernel::messages().len() == said, "printed for a read that nobody asked for");
     let mut got = Vec::new();
     let sending = Sending::begin(&file, 300 * P, P, 0).context("the file is gone")?;
     let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));

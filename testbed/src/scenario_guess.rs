@@ -10,6 +10,7 @@ use crate::{
     bed::{Bed, Run},
     disk::Manners,
     indirect::DIRECT,
+    kernel,
     locks::VnodeLocked,
     scenario_ahead::{BLOCK, P, cold, ready, send, settle, slow, wait_until},
     sysctl::{self, ahead, counter},
@@ -39,6 +40,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("guess-wrong", guess_wrong),
     ("guess-luck", guess_luck),
     ("guess-error", guess_error),
+    ("guess-barred", guess_barred),
     ("guess-end", guess_end),
     ("guess-off", guess_off),
     ("map-untrusted", map_untrusted),
@@ -166,6 +168,7 @@ fn guess_error(bed: &mut Bed, _: &Path) -> Result<()> {
     let map = (AT + DIRECT) * BLOCK;
     for (bad, lost) in [(data..data + 512, FIRST + 20), (map..map + BLOCK, FIRST)] {
         let file = straight(bed);
+        mount_anew(&file, lost as i32);
         let bad = vec![(bad, libc::EIO)];
         let latency = Duration::from_millis(5).into();
         bed.disk.behave(Manners { latency, bad, ..Manners::default() });
@@ -178,6 +181,33 @@ fn guess_error(bed: &mut Bed, _: &Path) -> Result<()> {
         send(bed, &file, 0, SIZE, 0)?;
         settle()?;
     }
+    Ok(())
+}
+
+/// Make the file's filesystem one that was mounted just now.
+fn mount_anew(file: &File, generation: i32) {
+    // SAFETY: a live mount that nobody else looks at now.
+    unsafe { (*(*file.vnode).v_mount).mnt_gen += generation };
+}
+
+/// Where a speculative read fails, nothing is printed, and no other is sent
+/// until the filesystem is mounted anew.
+fn guess_barred(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let data = (AT + DIRECT + 1) * BLOCK + 20 * P;
+    let bad = vec![(data..data + 512, libc::EINVAL)];
+    bed.disk.behave(Manners { bad, ..manners() });
+    let said = kernel::messages().len();
+    let mut guessed = ahead("guessed");
+    for (generation, tried) in [(0, true), (0, false), (0, false), (7, true), (7, false)] {
+        let file = straight(bed);
+        mount_anew(&file, generation);
+        begin(bed, &file)?;
+        let before = std::mem::replace(&mut guessed, ahead("guessed"));
+        ensure!((guessed > before) == tried, "{generation}: {:?}", sysctl::counters());
+    }
+    let said = kernel::messages().split_off(said);
+    ensure!(said.is_empty(), "printed for a read that nobody asked for: {said:?}");
     Ok(())
 }
 

@@ -355,6 +355,12 @@ mutations! {
         "(false, _) => 0," => "(false, _) => 3,";
     guess_never_tried_again: "guess-luck", "src/readahead/guess.rs",
         "before.saturating_add(1).min(3)" => "before.saturating_add(1).min(1)";
+    guess_tried_after_a_failure: "guess-barred", "src/pager/latency.rs",
+        "entry.speculation_failed.store(true, Ordering::Relaxed);" => "let _ = entry;";
+    guess_barred_for_ever: "guess-barred", "src/pager/latency.rs",
+        "self.speculation_failed.store(false, Ordering::Relaxed);" => "";
+    guess_failure_printed: "guess-barred", "src/pager/complete.rs",
+        "Some(_) => {}" => "Some(_) => log(part, Errno::EIO),";
     guess_behind_the_end: "guess-end", "src/readahead/guess.rs",
         "> place.vnode.fs_blocks()" => "> i64::MAX - 1";
     guess_waits_for_the_map: "guess", "src/readahead/guess.rs",
