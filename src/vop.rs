@@ -276,7 +276,9 @@ fn drain() -> Result<(), Errno> {
     smp::pass_every_cpu();
     wait_until("threads", || stats::INSIDE.now())?;
     readahead::stop();
+    wait_until("read-ahead threads", readahead::at_work)?;
     wait_until("bufs", || stats::IN_FLIGHT.now() as u64)?;
+    readahead::drain();
     pager::late::drain();
     // Who has just left still has to return through our code.
     smp::pass_every_cpu();

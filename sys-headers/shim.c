@@ -368,6 +368,12 @@ shim_in_sendfile(void)
 	return (curthread->td_sa.code == SYS_sendfile);
 }
 
+uid_t
+shim_real_uid(void)
+{
+	return (curthread->td_ucred->cr_ruid);
+}
+
 /*
  * Run on the given CPU, and again after everything that was runnable there
  * has had its turn.  False when there is no such CPU.

@@ -76,6 +76,7 @@ void	shim_task_init(struct task *, void (*)(void *, int), void *);
 uint64_t shim_uptime_us(void);
 struct thread *shim_curthread(void);
 bool	shim_in_sendfile(void);
+uid_t	shim_real_uid(void);
 
 /* sys/sched.h, sys/smp.h */
 bool	shim_cpu_pass(u_int);

@@ -12,6 +12,12 @@ pub fn in_sendfile() -> bool {
     unsafe { sys::shim_in_sendfile() }
 }
 
+/// The calling thread's real uid.
+pub fn real_uid() -> u32 {
+    // SAFETY: reads the calling thread's credentials, which are its own.
+    unsafe { sys::shim_real_uid() }
+}
+
 /// Threads that have been told something and will come back with it.
 ///
 /// # Invariants

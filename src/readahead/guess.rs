@@ -15,10 +15,13 @@
 use core::{
     ops::Range,
     ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::load::{discard, finish, load};
+use super::{
+    load::{discard, finish, load},
+    profile::{self, ACCURATE, Key, Profile},
+};
 use crate::{
     kpi::{
         buf::{OnTrial, Pbuf},
@@ -47,6 +50,7 @@ pub struct Guess {
     pages: Range<u64>,
     blkno: i64,
     parts: [Option<Part>; BUFS],
+    profile: Key,
 }
 
 /// A buf with so many pages from `pindex` on, which reads from `blkno`.
@@ -68,6 +72,7 @@ impl Guess {
         range: Range<u64>,
         tag: usize,
         in_flight: u32,
+        profile: Key,
     ) -> Option<Self> {
         let (path, (_, map)) = *missing;
         let [stage] = path.stages() else { return None };
@@ -75,8 +80,8 @@ impl Guess {
         let inside = range.start.saturating_mul(PAGE) % block.max(1);
         let behind = stage.index.saturating_add(1).saturating_mul(block).saturating_add(inside);
         let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
-        let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS] };
-        let bufs = LUCK.bufs();
+        let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS], profile };
+        let bufs = bufs(profile::of(profile).accuracy);
         if bufs > 0 && ENABLED.load(Ordering::Relaxed) && latency::may_speculate(place.device.id())
         {
             // First: nothing can be told before it is there.
@@ -145,7 +150,10 @@ impl Guess {
             }
         }
         wrong.into_iter().flatten().map(OnTrial::reject).for_each(discard);
-        LUCK.note(begins, all);
+        profile::learn(self.profile, |profile| Profile {
+            accuracy: accuracy(profile.accuracy, begins, all),
+            ..profile
+        });
         (to, read)
     }
 }
@@ -195,33 +203,24 @@ fn is_at(place: &Place<'_>, pindex: u64, pages: u32, mut blkno: i64) -> bool {
     true
 }
 
-/// How guesses came out lately: 0 to 3. One for all devices: a new one is like
-/// the others, as a rule.
-struct Luck(AtomicU8);
-
-static LUCK: Luck = Luck(AtomicU8::new(3));
-
-impl Luck {
-    /// Bufs that may be sent: none after a guess that was wrong from the
-    /// beginning until two in a row would have been right, and then one small
-    /// one at first.
-    fn bufs(&self) -> usize {
-        match self.0.load(Ordering::Relaxed) {
-            0 | 1 => 0,
-            2 => 1,
-            _ => BUFS,
-        }
+/// Bufs that may be sent at this accuracy of speculation: none after a read
+/// that was wrong from its beginning until two in a row would have been right,
+/// and then a single small one.
+fn bufs(accuracy: u8) -> usize {
+    match accuracy {
+        0 | 1 => 0,
+        2 => 1,
+        _ => BUFS,
     }
+}
 
-    /// The first pages were where they were expected, and so were all of them.
-    fn note(&self, begins: bool, all: bool) {
-        let before = self.0.load(Ordering::Relaxed);
-        let after = match (begins, all) {
-            (true, true) => before.saturating_add(1).min(3),
-            (true, false) => before.saturating_sub(1),
-            (false, _) => 0,
-        };
-        self.0.store(after, Ordering::Relaxed);
+/// The accuracy after a read whose first pages, and all of whose pages, were
+/// where they were expected, or not.
+fn accuracy(before: u8, begins: bool, all: bool) -> u8 {
+    match (begins, all) {
+        (true, true) => before.saturating_add(1).min(ACCURATE),
+        (true, false) => before.saturating_sub(1),
+        (false, _) => 0,
     }
 }
 
@@ -230,13 +229,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn luck_is_lost_at_once_and_comes_back_slowly() {
-        let luck = Luck(AtomicU8::new(3));
-        let note = |begins, all| {
-            luck.note(begins, all);
-            luck.bufs()
+    fn accuracy_falls_at_once_and_rises_slowly() {
+        let mut now = ACCURATE;
+        let mut note = |begins, all| {
+            now = accuracy(now, begins, all);
+            bufs(now)
         };
-        assert_eq!([luck.bufs(), note(true, true)], [BUFS, BUFS]);
+        assert_eq!(note(true, true), BUFS);
         assert_eq!(note(true, false), 1, "a file that goes on elsewhere");
         assert_eq!(note(true, false), 0);
         assert_eq!([note(true, true), note(true, true)], [1, BUFS]);

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Scenarios of pages that are read before the block map tells where they are.
 
-use std::{ops::Range, path::Path, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use asyncpager::kpi::sys;
@@ -41,6 +46,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("guess-luck", guess_luck),
     ("guess-error", guess_error),
     ("guess-barred", guess_barred),
+    ("guess-hung", guess_hung),
     ("guess-end", guess_end),
     ("guess-off", guess_off),
     ("map-untrusted", map_untrusted),
@@ -194,8 +200,8 @@ fn mount_anew(file: &File, generation: i32) {
 /// until the filesystem is mounted anew.
 fn guess_barred(bed: &mut Bed, _: &Path) -> Result<()> {
     slow(bed, 5)?;
-    let data = (AT + DIRECT + 1) * BLOCK + 20 * P;
-    let bad = vec![(data..data + 512, libc::EINVAL)];
+    let data = (AT + DIRECT + 1) * BLOCK;
+    let bad = vec![(data..data + 400 * P, libc::EINVAL)];
     bed.disk.behave(Manners { bad, ..manners() });
     let said = kernel::messages().len();
     let mut guessed = ahead("guessed");
@@ -209,6 +215,25 @@ fn guess_barred(bed: &mut Bed, _: &Path) -> Result<()> {
     let said = kernel::messages().split_off(said);
     ensure!(said.is_empty(), "printed for a read that nobody asked for: {said:?}");
     Ok(())
+}
+
+/// Unloading does not wait for a speculative read that does not come back.
+fn guess_hung(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    // What the map leads to is far from where it is expected.
+    let file = file(bed, AT + DIRECT, 300);
+    let expected = MAP.end..MAP.end + BLOCKS * BLOCK;
+    bed.disk.behave(Manners { late: Some((expected, Duration::from_secs(600))), ..manners() });
+    send(bed, &file, 0, 16 * P, 100)?;
+    wait_until("a speculative read hangs", || busied(&file, LAST) && bed.disk.waiting() > 0)?;
+    kernel::PAUSES.store(100, Ordering::Relaxed);
+    let refused = bed.module.as_ref().map(|module| module.unload());
+    kernel::PAUSES.store(1, Ordering::Relaxed);
+    ensure!(refused == Some(Err(libc::EBUSY)), "kldunload with a disk that hangs: {refused:?}");
+    bed.disk.behave(manners());
+    bed.disk.hurry();
+    settle()?;
+    send(bed, &file, 0, SIZE, 0)
 }
 
 /// Behind the end of the filesystem nothing is read.

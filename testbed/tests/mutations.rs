@@ -323,10 +323,10 @@ mutations! {
     window_never: "stream", "src/readahead/stream.rs",
         "self.sure) = (true, true, true);" => "self.sure) = (true, false, false);";
     consumer_not_seen: "stream-seen", "src/readahead/mod.rs",
-        "self.stream.seen(last + fine as u64, now, pace(self.device), limits());" =>
-        "self.stream.seen(0, now, pace(self.device), limits());";
+        "self.stream.seen(front, now.us, now.pace(self.profile, self.device), now.limits);" =>
+        "self.stream.seen(0, now.us, now.pace(self.profile, self.device), now.limits);";
     consumer_only_looked_for_nearby: "stream-far", "src/readahead/mod.rs",
-        "let far = if near {" => "let far = if near || true {";
+        "stream::places(front, end).filter(" => "stream::places(front, end.min(front + NEAR)).filter(";
     consumer_stepped_over: "stream-far", "src/readahead/stream.rs",
         "STEP.max(far / SPREAD)" => "STEP.max(far)";
     pause_made_up_for_at_once: "stream-burst", "src/readahead/stream.rs",
@@ -354,7 +354,7 @@ mutations! {
     guess_tried_again_at_once: "guess-wrong", "src/readahead/guess.rs",
         "(false, _) => 0," => "(false, _) => 3,";
     guess_never_tried_again: "guess-luck", "src/readahead/guess.rs",
-        "before.saturating_add(1).min(3)" => "before.saturating_add(1).min(1)";
+        "before.saturating_add(1).min(ACCURATE)" => "before.saturating_add(1).min(1)";
     guess_tried_after_a_failure: "guess-barred", "src/pager/latency.rs",
         "entry.speculation_failed.store(true, Ordering::Relaxed);" => "let _ = entry;";
     guess_barred_for_ever: "guess-barred", "src/pager/latency.rs",
@@ -377,12 +377,24 @@ mutations! {
         "(MNT_ASYNC | MNT_GJOURNAL)" => "(MNT_ASYNC | 0 * MNT_GJOURNAL)";
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
         "Fit::Lost => &stats::PAGES_WASTED" => "Fit::Lost => &stats::RESETS";
+    timer_without_a_budget: "stream-many", "src/readahead/mod.rs",
+        "const BUDGET: u32 = 512;" => "const BUDGET: u32 = 1 << 30;";
+    streams_starved: "stream-many", "src/readahead/mod.rs",
+        "HAND.store(stopped.unwrap_or(0) as u32, Ordering::Relaxed);" => "HAND.store(0 * stopped.unwrap_or(0) as u32, Ordering::Relaxed);";
+    hung_disk_has_all_threads: "stream-hung", "src/readahead/mod.rs",
+        "at(device) < at(0)" => "at(device) < at(0) + THREADS";
+    unload_waits_for_a_hung_disk: "guess-hung", "src/readahead/mod.rs",
+        "    STOPPED.store(true, Ordering::SeqCst);\n    TIMER.drain();" => "    STOPPED.store(true, Ordering::SeqCst);\n    drain();";
+    timer_not_armed_again: "stream-hung", "src/readahead/mod.rs",
+        "    STOPPED.store(false, Ordering::Release);\n    if LIVE" => "    if LIVE";
+    profile_of_all_users: "stream-users", "src/readahead/profile.rs",
+        "^ u64::from(uid)" => "^ u64::from(uid & 0)";
     fast_disks_followed: "stream-switches", "src/pager/latency.rs",
         "self.latency_us() >= MIN.get()" => "self.us() > 0";
     any_number_will_do: "stream-switches", "src/kpi/sysctl.rs",
         "if new < limit.min || new > limit.max {" => "if false {";
-    unload_leaves_the_timer: "stream-unmount", "src/readahead/mod.rs",
-        "    TIMER.drain();" => "";
+    unload_leaves_the_timer: "stream-unmount", "src/kpi/callout.rs",
+        "unsafe { sys::shim_callout_drain(self.raw()) };" => "";
     unload_leaves_the_threads: "stream-unmount", "src/readahead/mod.rs",
         "    QUEUE.stop();" => "";
     streams_leaked: "sync", "src/readahead/mod.rs",
