@@ -198,7 +198,7 @@ impl<const N: usize> Table<N> {
     }
 
     /// The entries in the order in which a device looks for its own.
-    fn from_home(&self, key: u32) -> impl Iterator<Item = &Entry> {
+    fn candidates(&self, key: u32) -> impl Iterator<Item = &Entry> {
         let home = (key as usize).checked_rem(N).unwrap_or(0);
         let (before, after) = self.entries.split_at_checked(home).unwrap_or((&[], &self.entries));
         after.iter().chain(before)
@@ -207,16 +207,17 @@ impl<const N: usize> Table<N> {
     /// The device's entry; `None` if it has none. Nearly always the first one
     /// that is looked at.
     fn find(&self, key: u32) -> Option<&Entry> {
-        self.from_home(key).find(|entry| entry.is_of(key))
+        self.candidates(key).find(|entry| entry.is_of(key))
     }
 
     /// Count a transfer. Gives where, and how many were in flight.
     fn enter(&self, key: u32) -> (&Entry, u32) {
-        let own =
-            || self.from_home(key).find_map(|entry| entry.enter(key).map(|before| (entry, before)));
+        let own = || {
+            self.candidates(key).find_map(|entry| entry.enter(key).map(|before| (entry, before)))
+        };
         // A free entry first, then that of an idle device.
         let take = |free: bool| {
-            self.from_home(key).find(|entry| {
+            self.candidates(key).find(|entry| {
                 let state = entry.state.load(Ordering::Relaxed);
                 (state == 0) == free && entry.take_over(state, key)
             })

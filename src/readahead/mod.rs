@@ -64,11 +64,15 @@ const WAYS: usize = 8;
 const MAX_SETS: usize = 64 * 64;
 /// What one run of the timer may cost, in pages looked up. A run stops at the
 /// stream that it cannot afford, and the next run goes on there, so that with
-/// many streams each is looked at less often. Measured with
-/// `cargo bench -p asyncpager-testbed`: @MEASURED@
-const BUDGET: u32 = 512;
+/// many streams each is looked at less often. The first stream of a run is
+/// always looked at, which takes 480 look-ups at most (`readahead.max` = 1 GiB).
+///
+/// Measured with `cargo bench -p asyncpager-testbed --bench streams`: a run
+/// takes 73 µs on average with 1,000 streams and 83 µs with 10,000, on a busy
+/// machine and with the testbed's KPI, whose every call checks rules.
+const BUDGET: u32 = 256;
 /// What a stream costs besides its pages, and a set.
-const VISIT: u32 = 2;
+const VISIT: u32 = 4;
 /// What waking a thread costs.
 const WAKE: u32 = 16;
 /// A stream that stands still for so long is not looked at any more.

@@ -553,7 +553,7 @@ fn stream_devices(bed: &mut Bed, _: &Path) -> Result<()> {
 }
 
 /// Pages that one run of the timer may look up.
-const BUDGET: usize = 512;
+const BUDGET: usize = 256;
 
 /// However many streams there are, one run of the timer looks at few pages,
 /// and each stream is looked at.

@@ -378,7 +378,7 @@ mutations! {
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
         "Fit::Lost => &stats::PAGES_WASTED" => "Fit::Lost => &stats::RESETS";
     timer_without_a_budget: "stream-many", "src/readahead/mod.rs",
-        "const BUDGET: u32 = 512;" => "const BUDGET: u32 = 1 << 30;";
+        "const BUDGET: u32 = 256;" => "const BUDGET: u32 = 1 << 30;";
     streams_starved: "stream-many", "src/readahead/mod.rs",
         "HAND.store(stopped.unwrap_or(0) as u32, Ordering::Relaxed);" => "HAND.store(0 * stopped.unwrap_or(0) as u32, Ordering::Relaxed);";
     hung_disk_has_all_threads: "stream-hung", "src/readahead/mod.rs",
