@@ -233,7 +233,12 @@ fn guess_hung(bed: &mut Bed, _: &Path) -> Result<()> {
     bed.disk.behave(manners());
     bed.disk.hurry();
     settle()?;
-    send(bed, &file, 0, SIZE, 0)
+    send(bed, &file, 0, SIZE, 0)?;
+    // Everything is at work again.
+    let before = ahead("windows");
+    begin(bed, &straight(bed))?;
+    ensure!(ahead("windows") > before, "nothing is read ahead: {:?}", sysctl::counters());
+    Ok(())
 }
 
 /// Behind the end of the filesystem nothing is read.

@@ -293,11 +293,6 @@ mutations! {
     transfer_counted_at_another_entry: "stream-devices", "src/pager/latency.rs",
         "part.set_sent(TABLE.number(transfer.entry), transfer.alone);" =>
         "part.set_sent(TABLE.number(transfer.entry) ^ 1, transfer.alone);";
-    device_in_use_forgotten: "stream-devices", "src/pager/latency.rs",
-        "let taken = before as u32 == 0" => "let taken = before as u32 < 100";
-    overflow_never_left: "stream-devices", "src/pager/latency.rs",
-        "self.entries.get(usize::from(number)).unwrap_or(&self.overflow)" =>
-        "self.entries.get(usize::from(number)).unwrap_or(&self.entries[0])";
     map_error_believed: "map-error", "src/pager/chain.rs",
         "match chain.settle() {" => "let _ = chain.settle(); match Ok::<(), Errno>(()) {";
     io_from_a_completion: "map", "src/pager/chain.rs",
@@ -385,7 +380,7 @@ mutations! {
         "at(device) < at(0)" => "at(device) < at(0) + THREADS";
     unload_waits_for_a_hung_disk: "guess-hung", "src/readahead/mod.rs",
         "    STOPPED.store(true, Ordering::SeqCst);\n    TIMER.drain();" => "    STOPPED.store(true, Ordering::SeqCst);\n    drain();";
-    timer_not_armed_again: "stream-hung", "src/readahead/mod.rs",
+    refused_unload_leaves_read_ahead_off: "guess-hung", "src/readahead/mod.rs",
         "    STOPPED.store(false, Ordering::Release);\n    if LIVE" => "    if LIVE";
     profile_of_all_users: "stream-users", "src/readahead/profile.rs",
         "^ u64::from(uid)" => "^ u64::from(uid & 0)";
