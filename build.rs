@@ -198,7 +198,7 @@ fn bindings(platform: &Platform, includes: &[PathBuf], out: &Path) -> Result<()>
         .allowlist_function("counter_u64_(alloc|free|fetch)|printf|panic|eventratecheck|pause_sbt|VOP_.*_APV")
         .allowlist_var("shim_.*|ffs_vnodeops[12]|vop_.*_desc|bogus_page|maxphys|nswbuf|unmapped_buf.*")
         .allowlist_var("osreldate|mp_maxid|rootvnode|hz|sysctl__vfs|sysctl___vfs|tick_sbt")
-        .allowlist_var("VM_PAGER_.*|VM_ALLOC_.*|B_.*|BIO_(READ|ERROR)|M_(NOWAIT|WAITOK|ZERO)|MNTK_(UNMAPPED_BUFS|UNMOUNT)")
+        .allowlist_var("VM_PAGER_.*|VM_ALLOC_.*|B_.*|BIO_(READ|ERROR)|M_(NOWAIT|WAITOK|ZERO)|MNT_(ASYNC|GJOURNAL)|MNTK_(UNMAPPED_BUFS|UNMOUNT)")
         .allowlist_var("EAGAIN|CTL(FLAG|TYPE).*|OID_AUTO|PVM|DEV_BSIZE|DEV_BSHIFT|PAGE_(SIZE|SHIFT)|MDT_.*|EIO|ENXIO|EINVAL|ENOMEM|EBUSY|EOPNOTSUPP|EDOOFUS|ENOEXEC")
         .allowlist_var("VDIR|VREG|OBJT_VNODE|UFS_N[DI]ADDR|VPO_.*|PQ_.*|VPB_.*")
         // What the testbed's mutexes, callouts and tasks are made of.

@@ -48,6 +48,8 @@ counters! {
     NOT_MEMORY, c"not_memory", c"Windows not read: memory was short";
     /// Windows not read for lack of bufs.
     NOT_BUF, c"not_buf", c"Windows not read: there was no pbuf";
+    /// Times that a thread left a window, since the device had its share of threads.
+    NOT_THREAD, c"not_thread", c"Windows put off: the device had its share of threads";
     /// Windows not read since the device had enough to do.
     NOT_SATURATED, c"not_saturated", c"Windows not read: the device had enough to do";
 }

@@ -274,7 +274,9 @@ fn give_back() -> Result<(), Errno> {
     drain::outlast_threads()?;
     drain::outlast("threads", || stats::INSIDE.now())?;
     readahead::stop();
+    drain::outlast("read-ahead threads", readahead::at_work)?;
     drain::outlast("bufs", || stats::IN_FLIGHT.now() as u64)?;
+    readahead::drain();
     worker::drain();
     // A thread that has left the count returns through our code now.
     drain::outlast_threads()

@@ -95,7 +95,7 @@ shim_buf_init(struct buf *bp)
 		return (false);
 	bp->b_kvasize = BUF_KVA_SIZE;
 	LIST_INIT(&bp->b_dep);
-	BUF_LOCKINIT(bp, "asyncpager");
+	BUF_LOCKINIT(bp, "asyncpager buf");
 	BUF_LOCK(bp, LK_EXCLUSIVE | LK_NOWAIT, NULL);
 	BUF_KERNPROC(bp);
 	return (true);
@@ -372,9 +372,11 @@ shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
 }
 
 /*
- * How the file's indirect blocks read.  False for a snapshot's, on an untrusted
- * mount, where each pointer has to be checked, and when a structure does not
- * read as the headers have it.
+ * How the file's indirect blocks read.  False where a pointer on the disk may
+ * not be followed: a snapshot's means more than a place; an untrusted mount
+ * checks each; and on an asynchronous or journaled mount a pointer can reach
+ * the disk before the indirect block that it leads to.  False too when a
+ * structure does not read as the headers have it.
  */
 bool
 shim_map_of(struct vnode *vp, struct shim_map *map)
@@ -390,6 +392,7 @@ shim_map_of(struct vnode *vp, struct shim_map *map)
 	map->seqinc = ump->um_seqinc;
 	map->wide = !I_IS_UFS1(ip);
 	return (ump->um_check_blkno == NULL &&
+	    (vp->v_mount->mnt_flag & (MNT_ASYNC | MNT_GJOURNAL)) == 0 &&
 	    (DIP(ip, i_flags) & SF_SNAPSHOT) == 0);
 }
 
@@ -591,6 +594,12 @@ shim_thread_switches(const struct shim_thread *then, u_int *switches)
 	thread_unlock(td);
 	PROC_UNLOCK(td->td_proc);
 	return (awake);
+}
+
+uid_t
+shim_real_uid(void)
+{
+	return (curthread->td_ucred->cr_ruid);
 }
 
 /*

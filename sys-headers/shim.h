@@ -84,6 +84,7 @@ void	shim_task_init(struct task *, void (*)(void *, int), void *);
 /* sys/time.h, sys/pcpu.h */
 uint64_t shim_uptime_us(void);
 struct thread *shim_curthread(void);
+uid_t	shim_real_uid(void);
 
 /* sys/proc.h */
 struct shim_thread {

@@ -380,6 +380,12 @@ impl<C> Pbuf<C> {
         if self.buf().b_resid != 0 { Err(Errno::EIO) } else { Ok(()) }
     }
 
+    /// Whether the I/O of a completed buf has failed.
+    pub fn has_failed(&self) -> bool {
+        // SAFETY: reads fields of our own buf.
+        unsafe { sys::shim_buf_error(self.0.as_ptr()) != 0 }
+    }
+
     /// Put pages that nobody asked for on the queues: those of them that
     /// `keep` says are valid now. The rest is freed.
     pub fn finish_extras(&mut self, keep: impl Fn(&BusiedPage) -> bool) {

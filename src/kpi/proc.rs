@@ -122,6 +122,12 @@ impl Drop for IdleClass {
     }
 }
 
+/// The calling thread's real uid.
+pub fn real_uid() -> u32 {
+    // SAFETY: reads the calling thread's credentials, which are its own.
+    unsafe { sys::shim_real_uid() }
+}
+
 /// Threads that have been told something and will come back with it.
 ///
 /// # Invariants

@@ -175,9 +175,9 @@ impl<'a> Vnode<'a> {
         unsafe { sys::shim_read_block(self.0.as_ptr(), lbn, blkno) }
     }
 
-    /// How the file's indirect blocks read; `None` for a snapshot, whose
-    /// pointers mean more than places, and on an untrusted mount, where each
-    /// would have to be checked.
+    /// How the file's indirect blocks read. `None` where a pointer on the disk
+    /// may not be followed: on a snapshot, and on an untrusted, asynchronous
+    /// or journaled mount.
     pub fn pointers(&self) -> Option<Pointers> {
         let mut map = sys::shim_map { nindir: 0, bptrtodb: 0, seqinc: 0, wide: false };
         // SAFETY: a live vnode of FFS, whose mount stays as long.

@@ -68,6 +68,8 @@ pub enum Job {
         paging: Paging,
         /// Names the stream, see [`readahead::failed`].
         tag: usize,
+        /// Its place on the device was not looked up: the block map was not in memory.
+        speculative: bool,
     },
 }
 
@@ -178,6 +180,11 @@ fn begin(buf: &mut Buf) {
 /// Note that a buf is back from its device.
 fn end(buf: &mut Buf) {
     let bytes = buf.bytes();
+    if let (Job::Ahead { speculative: true, .. }, true) = (&buf.job, buf.has_failed())
+        && let Some(device) = buf.device()
+    {
+        latency::bar_speculation(device.id());
+    }
     if let Some(flight) = buf.flight.take() {
         flight.came_back(bytes);
     }

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! How long a device takes for a transfer, measured as bufs come back.
+//! How long a device takes for a transfer, measured as transfers come back,
+//! and how many it has now.
+//!
+//! A device is known by a 32-bit key. Its entry holds the key and the number
+//! of transfers in flight in one word, so that an entry is taken over from
+//! another device only while that has none in flight, and a transfer leaves
+//! the very entry that it has entered.
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::kpi::{sysctl::Limit, systm};
 
@@ -9,16 +15,16 @@ use crate::kpi::{sysctl::Limit, systm};
 /// device's latency is worth hiding.
 pub static MIN: Limit = Limit::new(1500, 0, 10_000_000);
 
-/// Devices that are told apart. More of them take turns.
+/// Devices that are told apart. Of more of them, the idle ones are forgotten.
 const DEVICES: usize = 64;
 
-/// What is known about a device; `id` is its
-/// [`Device::id`](crate::kpi::vnode::Device::id), or 0.
-pub(super) struct Entry {
-    id: AtomicUsize,
+/// What is known about a device.
+struct Entry {
+    /// The device's [`key`] in the high half, 0 if there is none; transfers in
+    /// flight in the low half.
+    state: AtomicU64,
     /// Since when; see [`mounted`].
     mounting: AtomicUsize,
-    in_flight: AtomicU32,
     /// Of all transfers.
     all: Average,
     /// Of small ones: what is left when moving the bytes takes no time.
@@ -26,6 +32,8 @@ pub(super) struct Entry {
     /// The longest lately, waiting in the device's queue included, forgotten
     /// little by little; 0 if nothing is known.
     longest_us: AtomicU32,
+    /// A speculative read of it has failed.
+    speculation_failed: AtomicBool,
 }
 
 /// A moving average of microseconds; 0 if nothing is known.
@@ -63,13 +71,49 @@ impl Average {
 impl Entry {
     const fn new() -> Self {
         Self {
-            id: AtomicUsize::new(0),
+            state: AtomicU64::new(0),
             mounting: AtomicUsize::new(0),
-            in_flight: AtomicU32::new(0),
             all: Average::new(),
             small: Average::new(),
             longest_us: AtomicU32::new(0),
+            speculation_failed: AtomicBool::new(false),
         }
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.state.load(Ordering::Relaxed) as u32
+    }
+
+    fn is_of(&self, key: u32) -> bool {
+        self.state.load(Ordering::Relaxed) >> 32 == u64::from(key)
+    }
+
+    /// Count a transfer of the device that has this entry. Gives how many
+    /// were in flight; `None` if the entry is another device's.
+    fn enter(&self, key: u32) -> Option<u32> {
+        let more = |state: u64| (state >> 32 == u64::from(key)).then(|| state.wrapping_add(1));
+        let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
+        before.ok().map(|state| state as u32)
+    }
+
+    /// Take an entry over that is as in `before`, with nothing in flight, and
+    /// count a transfer.
+    fn take_over(&self, before: u64, key: u32) -> bool {
+        let after = u64::from(key) << 32 | 1;
+        let taken = before as u32 == 0
+            && self
+                .state
+                .compare_exchange(before, after, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok();
+        if taken {
+            self.mounting.store(0, Ordering::Relaxed);
+            self.forget();
+        }
+        taken
+    }
+
+    fn leave(&self) {
+        self.state.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// See [`mounted`].
@@ -84,6 +128,7 @@ impl Entry {
         self.all.forget();
         self.small.forget();
         self.longest_us.store(0, Ordering::Relaxed);
+        self.speculation_failed.store(false, Ordering::Relaxed);
     }
 
     /// A transfer of `bytes` took `us`, and found the device `alone`.
@@ -129,19 +174,124 @@ impl Entry {
     /// See [`of`].
     fn us(&self) -> u32 {
         match self.all.us() {
-            0 => LAST_US.load(Ordering::Relaxed).max(UNKNOWN_US),
+            0 => unknown_us(),
             us => us,
         }
     }
 }
 
-static ENTRIES: [Entry; DEVICES] = [const { Entry::new() }; DEVICES];
+/// The entries of the devices that have been in use lately.
+struct Table<const N: usize> {
+    entries: [Entry; N],
+    /// Counts transfers of devices without an entry, and learns nothing.
+    overflow: Entry,
+}
 
-/// What a device took that was measured last: the guess for a new one.
+static TABLE: Table<DEVICES> = Table::new();
+
+impl<const N: usize> Table<N> {
+    const fn new() -> Self {
+        Self { entries: [const { Entry::new() }; N], overflow: Entry::new() }
+    }
+
+    /// The entries in the order in which a device looks for its own.
+    fn candidates(&self, key: u32) -> impl Iterator<Item = &Entry> {
+        let home = (key as usize).checked_rem(N).unwrap_or(0);
+        let (before, after) = self.entries.split_at_checked(home).unwrap_or((&[], &self.entries));
+        after.iter().chain(before)
+    }
+
+    /// The device's entry; `None` if it has none. Nearly always the first one
+    /// that is looked at.
+    fn find(&self, key: u32) -> Option<&Entry> {
+        self.candidates(key).find(|entry| entry.is_of(key))
+    }
+
+    /// Count a transfer. Gives where, and how many were in flight.
+    fn enter(&self, key: u32) -> (&Entry, u32) {
+        let own = || {
+            self.candidates(key).find_map(|entry| entry.enter(key).map(|before| (entry, before)))
+        };
+        // A free entry first, then that of an idle device.
+        let take = |free: bool| {
+            self.candidates(key).find(|entry| {
+                let state = entry.state.load(Ordering::Relaxed);
+                (state == 0) == free && entry.take_over(state, key)
+            })
+        };
+        own().or_else(|| take(true).or_else(|| take(false)).map(|entry| (entry, 0))).unwrap_or_else(
+            || {
+                let before = self.overflow.state.fetch_add(1, Ordering::AcqRel);
+                (&self.overflow, before as u32)
+            },
+        )
+    }
+
+    /// Transfers of a device in flight. Without an entry, those of all devices
+    /// without one. Two CPUs that take an entry for the same device at once
+    /// may leave it two: both count.
+    fn in_flight(&self, key: u32) -> u32 {
+        let own = self.entries.iter().filter(|entry| entry.is_of(key));
+        let sum = |sum: Option<u32>, n: u32| Some(sum.unwrap_or(0).saturating_add(n));
+        let own = own.map(Entry::in_flight).fold(None, sum);
+        own.unwrap_or_else(|| self.overflow.in_flight())
+    }
+
+    /// Begin a transfer.
+    fn send(&'static self, key: u32, now_us: u32) -> InFlight {
+        let (entry, before) = self.enter(key);
+        // Behind a queue, a transfer's time says more about the queue.
+        InFlight { entry, sent_us: now_us, alone: before <= ALONE }
+    }
+}
+
+/// A transfer on its way to a device: counted until it is back.
+pub struct InFlight {
+    entry: &'static Entry,
+    sent_us: u32,
+    /// The device had next to nothing to do.
+    alone: bool,
+}
+
+impl InFlight {
+    /// The transfer of `bytes` has come back just now.
+    pub fn came_back(self, bytes: u32) {
+        self.came_back_at(bytes, systm::uptime_us() as u32);
+    }
+
+    fn came_back_at(self, bytes: u32, now_us: u32) {
+        if !self.entry.is_of(OVERFLOW) {
+            self.entry.add(now_us.wrapping_sub(self.sent_us), bytes, self.alone);
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.entry.leave();
+    }
+}
+
+/// The key of no device, and of the overflow entry.
+const OVERFLOW: u32 = 0;
+
+/// Names a device, see [`Device::id`](crate::kpi::vnode::Device::id); never
+/// [`OVERFLOW`].
+fn key(device: usize) -> u32 {
+    let hash = (device as u64 >> 3).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((hash >> 32) as u32).max(1)
+}
+
+/// What the device took that was measured last: a new one is assumed to be
+/// like it.
 static LAST_US: AtomicU32 = AtomicU32::new(0);
-/// No new device is taken for a faster one: what is read ahead for nothing
-/// costs less than what somebody waits for.
+/// A device that nothing is known of is assumed to be slow: over-reading is
+/// cheaper than a stall.
 const UNKNOWN_US: u32 = 10_000;
+
+fn unknown_us() -> u32 {
+    LAST_US.load(Ordering::Relaxed).max(UNKNOWN_US)
+}
 
 /// So many times what small ones take, the latency of large ones is another device's.
 const SLOWER: u32 = 4;
@@ -152,67 +302,18 @@ const LONGEST_US: u32 = 10_000_000;
 /// Bytes of a small transfer, at most.
 const SMALL: u32 = 32 * 4096;
 
-/// The entries in the order in which a device looks for its own.
-fn from_home(id: usize) -> impl Iterator<Item = &'static Entry> {
-    let home = (id >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58;
-    let (before, after) = ENTRIES.split_at_checked(home).unwrap_or((&[], &ENTRIES));
-    after.iter().chain(before)
-}
-
-fn entry(id: usize) -> &'static Entry {
-    // Nearly always the first.
-    let known = from_home(id).find(|entry| {
-        let found = entry.id.load(Ordering::Relaxed);
-        let claim = || entry.id.compare_exchange(0, id, Ordering::Relaxed, Ordering::Relaxed);
-        // Another CPU may claim it for the same device.
-        found == id || found == 0 && claim().map_or_else(|now| now == id, |_| true)
-    });
-    known.unwrap_or_else(|| take_over(id))
-}
-
-/// The entry of a device that has nothing in flight is its last one's no more.
-fn take_over(id: usize) -> &'static Entry {
-    let unused = |entry: &&Entry| entry.in_flight.load(Ordering::Relaxed) == 0;
-    let entry = from_home(id).find(unused).unwrap_or(&ENTRIES[0]);
-    entry.id.store(id, Ordering::Relaxed);
-    entry.forget();
-    entry
-}
-
 /// A filesystem on the device is in use, see
 /// [`Vnode::mounting`](crate::kpi::vnode::Vnode::mounting). With another
 /// mounting than before, another device may be in this one's place.
-pub fn mounted(id: usize, mounting: usize) {
-    entry(id).mounted(mounting);
+pub fn mounted(device: usize, mounting: usize) {
+    if let Some(entry) = TABLE.find(key(device)) {
+        entry.mounted(mounting);
+    }
 }
 
-/// A transfer on its way to a device: counted until it is back.
-pub struct InFlight {
-    entry: &'static Entry,
-    sent_us: u32,
-    alone: bool,
-}
-
-/// A transfer is about to go to a device.
+/// A transfer to the device is about to begin. Never sleeps.
 pub fn sent(device: usize) -> InFlight {
-    let entry = entry(device);
-    let before = entry.in_flight.fetch_add(1, Ordering::Relaxed);
-    // Behind a queue, a transfer's time says more about the queue.
-    InFlight { entry, sent_us: systm::uptime_us() as u32, alone: before <= ALONE }
-}
-
-impl InFlight {
-    /// The transfer of so many bytes has come back just now.
-    pub fn came_back(self, bytes: u32) {
-        let us = (systm::uptime_us() as u32).wrapping_sub(self.sent_us);
-        self.entry.add(us, bytes, self.alone);
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.entry.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
+    TABLE.send(key(device), systm::uptime_us() as u32)
 }
 
 /// Bufs behind which one still counts as alone.
@@ -231,26 +332,41 @@ fn blend(before: u32, above: u32, us: u32) -> u32 {
 
 /// Microseconds that the device takes; of one that is not known yet, what the
 /// last one took, or [`UNKNOWN_US`].
-pub fn of(id: usize) -> u32 {
-    entry(id).us()
+pub fn of(device: usize) -> u32 {
+    TABLE.find(key(device)).map_or_else(unknown_us, Entry::us)
 }
 
 /// Whether the device takes [`MIN`] microseconds for a transfer, however small.
-pub fn is_worth_hiding(id: usize) -> bool {
-    entry(id).is_worth_hiding()
+pub fn is_worth_hiding(device: usize) -> bool {
+    TABLE.find(key(device)).map_or(UNKNOWN_US >= MIN.get(), Entry::is_worth_hiding)
 }
 
 /// Whether a transfer may take [`MIN`] microseconds, as one has lately.
-pub fn may_be_long(id: usize) -> bool {
-    entry(id).may_be_long()
+pub fn may_be_long(device: usize) -> bool {
+    TABLE.find(key(device)).map_or(UNKNOWN_US >= MIN.get(), Entry::may_be_long)
+}
+
+/// A speculative read of the device has failed: send no more until the
+/// filesystem is mounted anew. A device with integrity data fails where it was
+/// never written, and reports each failure. Call while the transfer is in flight.
+pub fn bar_speculation(device: usize) {
+    if let Some(entry) = TABLE.find(key(device)) {
+        entry.speculation_failed.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether speculative reads of the device may be sent. Not without an entry
+/// to note a failure in.
+pub fn may_speculate(device: usize) -> bool {
+    TABLE.find(key(device)).is_some_and(|e| !e.speculation_failed.load(Ordering::Relaxed))
 }
 
 /// Of a large transfer's time, this part at least is taken for latency.
 const LARGE: u32 = 4;
 
-/// Bufs that the device has now.
-pub fn in_flight(id: usize) -> u32 {
-    entry(id).in_flight.load(Ordering::Relaxed)
+/// Transfers that the device has now.
+pub fn in_flight(device: usize) -> u32 {
+    TABLE.in_flight(key(device))
 }
 
 #[cfg(test)]
@@ -262,14 +378,14 @@ mod tests {
         let average = Average::new();
         (0..10).for_each(|_| _ = average.add(30_000));
         assert_eq!(average.us(), 30_000);
-        // One that stood in a queue is not believed at once,
+        // A single slow sample may be queueing delay,
         assert!(average.add(300_000) < 64_000);
         (0..12).for_each(|_| _ = average.add(100));
         assert!(average.us() < 200, "{}", average.us());
-        // nor one now and then,
+        // and so may one now and then,
         (0..40).for_each(|i| _ = average.add(if i % 3 == 0 { 30_000 } else { 100 }));
         assert!(average.us() < 5_000, "{}", average.us());
-        // but a disk that has become slower.
+        // but two in a row are a slower disk.
         (0..2).for_each(|_| _ = average.add(30_000));
         assert!(average.us() >= 30_000, "{}", average.us());
     }
@@ -330,11 +446,55 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_told_apart() {
-        for id in 1..=DEVICES * 2 {
-            let _ = entry(id << 8);
+    fn an_entry_in_use_is_not_taken_over() {
+        static TABLE: Table<4> = Table::new();
+        let held: Vec<_> = (1..=4).map(|key| TABLE.send(key, 0)).collect();
+        // A fifth device: counted, but not learnt from.
+        let fifth = TABLE.send(5, 0);
+        assert!((1..=4).all(|key| TABLE.in_flight(key) == 1) && TABLE.find(5).is_none());
+        assert_eq!((TABLE.in_flight(5), TABLE.overflow.in_flight()), (1, 1));
+        fifth.came_back_at(SMALL, 70_000);
+        assert_eq!((TABLE.in_flight(5), TABLE.overflow.all.us()), (0, 0));
+        for (key, transfer) in (1..).zip(held) {
+            transfer.came_back_at(SMALL, 100 * key);
         }
-        let first = entry(1 << 8);
-        assert_eq!(first.id.load(Ordering::Relaxed), 1 << 8);
+        assert!((1..=4).all(|key| TABLE.find(key).is_some_and(|e| e.all.us() == 100 * key)));
+        // Now that all are idle, the fifth takes one over, with nothing known.
+        let fifth = TABLE.send(5, 0);
+        let entry = TABLE.find(5).unwrap();
+        assert_eq!((TABLE.in_flight(5), entry.all.us(), TABLE.overflow.in_flight()), (1, 0, 0));
+        drop(fifth);
+        assert_eq!(TABLE.in_flight(5), 0);
+        assert_eq!((1..=4).filter(|key| TABLE.find(*key).is_some()).count(), 3);
+    }
+
+    #[test]
+    fn counts_balance_with_more_devices_than_entries() {
+        static TABLE: Table<8> = Table::new();
+        let work = |thread: u32| {
+            let mut held = Vec::new();
+            for i in 0..200_000u32 {
+                held.push(TABLE.send(1 + (i.wrapping_mul(7) + thread) % 24, 0));
+                if held.len() > 5 {
+                    let transfer = held.swap_remove(i as usize % 5);
+                    assert!(transfer.entry.in_flight() > 0, "not counted where it was sent");
+                    transfer.came_back_at(SMALL, 100);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..4).for_each(|thread| _ = scope.spawn(move || work(thread)));
+        });
+        let all = TABLE.entries.iter().chain([&TABLE.overflow]);
+        assert_eq!(all.map(Entry::in_flight).collect::<Vec<_>>(), [0; 9]);
+        assert_eq!(TABLE.overflow.all.us(), 0);
+    }
+
+    #[test]
+    fn devices_are_told_apart() {
+        // struct bufobj lies in a vnode, which is 448 bytes.
+        let keys: std::collections::BTreeSet<_> =
+            (0..4096).map(|i| key(0xffff_f800_0123_4000 + i * 448)).collect();
+        assert!(keys.len() == 4096 && !keys.contains(&0));
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         buf,
         errno::Errno,
         getpages::{Getpages, Pending, PendingZone, Reply},
-        sys,
+        proc, sys,
         vm_object::Object,
         vm_page::BusiedPage,
         vm_pager::PagerError,
@@ -196,6 +196,8 @@ pub struct Miss {
     pub device: usize,
     /// The filesystem's, see [`Vnode::mounting`].
     pub mounting: usize,
+    /// The calling thread's real uid.
+    pub uid: u32,
     /// Pages of the file.
     pub file: u64,
     /// The pages.
@@ -210,6 +212,7 @@ impl Miss {
             identity: Identity::new(vnode, object),
             device: device.id(),
             mounting: vnode.mounting(),
+            uid: proc::real_uid(),
             file: file.pages,
             ask: Ask {
                 first: target.first,

@@ -42,7 +42,7 @@ static STARVED: AtomicBool = AtomicBool::new(false);
 
 /// Start the threads. May sleep.
 pub fn start() {
-    WORKER.bufs.init(c"asyncpager worker");
+    WORKER.bufs.init(c"asyncpager ready");
     WORKER.task.init(&WORKER);
     QUEUE.start(c"asyncpager worker", THREADS);
 }

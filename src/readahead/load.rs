@@ -58,7 +58,7 @@ pub fn load(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, Option<Buf>
     };
     let (blkno, bytes) = run.transfer(place.file, place.geometry, 0, 0);
     submit::address(place, &mut buf, Transfer { blkno, bytes, page_offset: 0 });
-    buf.job = Job::Ahead { paging: place.object.paging(), tag };
+    buf.job = Job::Ahead { paging: place.object.paging(), tag, speculative: false };
     stats::PAGES_WINDOW.add(new);
     stats::WINDOW_BUFS.add(1);
     Ok((there, Some(buf)))

@@ -14,14 +14,17 @@
 
 use core::{
     ops::Range,
-    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::load::{finish, load};
+use super::{
+    load::{finish, load},
+    profile::{self, ACCURATE, Key, Profile},
+};
 use crate::{
     kpi::buf::Claim,
     pager::{
-        bufs::{self, Context},
+        bufs::{self, Context, Job},
         deferred::Missing,
         latency,
         plan::{DEV_BSIZE, PAGE, Run, Step},
@@ -43,6 +46,7 @@ pub struct Guess {
     pages: Range<u64>,
     blkno: i64,
     parts: [Option<Part>; BUFS],
+    profile: Key,
 }
 
 /// A buf with so many pages from `pindex` on, which reads from `blkno`.
@@ -56,14 +60,15 @@ struct Part {
 impl Guess {
     /// Have the block map read, whose only level that the first page of
     /// `range` hangs on is `missing`, and send bufs to where the pages most
-    /// likely are, as long as guesses come out right and the device has less
-    /// than `in_flight`. `None` when nothing can be said. May sleep for a buffer.
+    /// likely are, as long as guesses come out right, none has failed on the
+    /// device, and the device has less than `in_flight`. `None` when nothing can be said. May sleep for a buffer.
     pub fn begin(
         place: &Place<'_>,
         missing: &Missing,
         range: Range<u64>,
         tag: usize,
         in_flight: u32,
+        profile: Key,
     ) -> Option<Self> {
         let (path, (_, map)) = *missing;
         let [stage] = path.stages() else { return None };
@@ -71,9 +76,10 @@ impl Guess {
         let inside = range.start.saturating_mul(PAGE) % block.max(1);
         let behind = stage.index.saturating_add(1).saturating_mul(block).saturating_add(inside);
         let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
-        let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS] };
-        let bufs = LUCK.bufs();
-        if bufs > 0 && ENABLED.load(Ordering::Relaxed) {
+        let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS], profile };
+        let bufs = bufs(profile::of(profile).accuracy);
+        if bufs > 0 && ENABLED.load(Ordering::Relaxed) && latency::may_speculate(place.device.id())
+        {
             // First: nothing can be told before it is there.
             if !place.vnode.read_block(stage.lbn, map) {
                 return None;
@@ -102,9 +108,12 @@ impl Guess {
             let Ok((there, loaded)) = load(place, run, tag) else { return };
             let new = loaded.as_ref().map_or(0, bufs::Buf::ahead);
             let pindex = at.saturating_add(u64::from(there));
-            *part = loaded.map(|buf| {
+            *part = loaded.map(|mut buf| {
                 stats::PAGES_GUESSED.add(new);
                 let blkno = buf.blkno();
+                if let Job::Ahead { speculative, .. } = &mut buf.job {
+                    *speculative = true;
+                }
                 Part { buf: bufs::send_claimable(buf), pindex, pages: new, blkno }
             });
             at = pindex.saturating_add(u64::from(new));
@@ -138,7 +147,10 @@ impl Guess {
             }
         }
         wrong.into_iter().flatten().for_each(discard);
-        LUCK.note(begins, all);
+        profile::learn(self.profile, |profile| Profile {
+            accuracy: accuracy(profile.accuracy, begins, all),
+            ..profile
+        });
         (to, read)
     }
 }
@@ -172,33 +184,24 @@ fn is_at(place: &Place<'_>, pindex: u64, pages: u32, mut blkno: i64) -> bool {
     true
 }
 
-/// How guesses came out lately: 0 to 3. One for all devices: a new one is like
-/// the others, as a rule.
-struct Luck(AtomicU8);
-
-static LUCK: Luck = Luck(AtomicU8::new(3));
-
-impl Luck {
-    /// Bufs that may be sent: none after a guess that was wrong from the
-    /// beginning until two in a row would have been right, and then one small
-    /// one at first.
-    fn bufs(&self) -> usize {
-        match self.0.load(Ordering::Relaxed) {
-            0 | 1 => 0,
-            2 => 1,
-            _ => BUFS,
-        }
+/// Bufs that may be sent at this accuracy of speculation: none after a read
+/// that was wrong from its beginning until two in a row would have been right,
+/// and then a single small one.
+fn bufs(accuracy: u8) -> usize {
+    match accuracy {
+        0 | 1 => 0,
+        2 => 1,
+        _ => BUFS,
     }
+}
 
-    /// The first pages were where they were expected, and so were all of them.
-    fn note(&self, begins: bool, all: bool) {
-        let before = self.0.load(Ordering::Relaxed);
-        let after = match (begins, all) {
-            (true, true) => before.saturating_add(1).min(3),
-            (true, false) => before.saturating_sub(1),
-            (false, _) => 0,
-        };
-        self.0.store(after, Ordering::Relaxed);
+/// The accuracy after a read whose first pages, and all of whose pages, were
+/// where they were expected, or not.
+fn accuracy(before: u8, begins: bool, all: bool) -> u8 {
+    match (begins, all) {
+        (true, true) => before.saturating_add(1).min(ACCURATE),
+        (true, false) => before.saturating_sub(1),
+        (false, _) => 0,
     }
 }
 
@@ -207,13 +210,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn luck_is_lost_at_once_and_comes_back_slowly() {
-        let luck = Luck(AtomicU8::new(3));
-        let note = |begins, all| {
-            luck.note(begins, all);
-            luck.bufs()
+    fn accuracy_falls_at_once_and_rises_slowly() {
+        let mut now = ACCURATE;
+        let mut note = |begins, all| {
+            now = accuracy(now, begins, all);
+            bufs(now)
         };
-        assert_eq!([luck.bufs(), note(true, true)], [BUFS, BUFS]);
+        assert_eq!(note(true, true), BUFS);
         assert_eq!(note(true, false), 1, "a file that goes on elsewhere");
         assert_eq!(note(true, false), 0);
         assert_eq!([note(true, true), note(true, true)], [1, BUFS]);

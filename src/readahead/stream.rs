@@ -137,6 +137,31 @@ pub fn places(front: u64, end: u64) -> impl Iterator<Item = u64> {
     core::iter::successors(Some(front), next).take_while(move |at| *at < end)
 }
 
+/// Where the wired pages end that begin with `last`, at most at `end`: a call
+/// of sendfile(2) wires all of its pages. Looks at few of them: in growing
+/// steps first, and then in halves of the last one.
+pub fn end_of_wired(last: u64, end: u64, mut is_wired: impl FnMut(u64) -> bool) -> u64 {
+    // `low` is wired, and `high` is not, or is the end.
+    let (mut low, mut high, mut step) = (last, end.max(last.saturating_add(1)), 1);
+    while high - low > step {
+        if !is_wired(low + step) {
+            high = low + step;
+            break;
+        }
+        low += step;
+        step *= 2;
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if is_wired(middle) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    high
+}
+
 impl Stream {
     /// A stream that begins with a miss.
     pub fn begin(ask: Ask, now_us: u64, pace: Pace, limits: Limits) -> Self {
@@ -749,6 +774,33 @@ mod tests {
         assert!(!stream.trusted);
         stream.seen(5000 + u64::from(LIMITS.initial), 2 * LATER, SLOW, LIMITS);
         assert!(stream.trusted && stream.window >= LIMITS.initial);
+    }
+
+    #[test]
+    fn the_end_of_wired_pages_is_found_with_few_looks() {
+        for (last, wired, end) in [(0, 1, 1), (9, 1, 600), (9, 2, 11), (3, 8, 500), (99, 512, 611)]
+        {
+            let mut looks = 0;
+            let found = end_of_wired(last, end, |pindex| {
+                looks += 1;
+                pindex < last + wired
+            });
+            assert_eq!(found, (last + wired).min(end));
+            assert!(looks <= 20, "{looks}");
+        }
+        // The longest step of the longest window.
+        let mut looks = 0;
+        let step = step(1 << 18);
+        for wired in 1..=step {
+            assert_eq!(
+                end_of_wired(7, 7 + step, |p| {
+                    looks += 1;
+                    p < 7 + wired
+                }),
+                7 + wired
+            );
+        }
+        assert!(u64::from(looks as u32) <= 32 * step && places(0, 1 << 18).count() < 480);
     }
 
     #[test]

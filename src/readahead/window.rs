@@ -5,6 +5,7 @@ use core::ops::Range;
 
 use super::{
     load::{Why, load},
+    profile::Key,
     speculative::Guess,
 };
 use crate::{
@@ -31,6 +32,8 @@ pub struct Window {
     /// Whether it is still to be read after a wait for the block map, when
     /// its consumer has gone on.
     pub patient: bool,
+    /// The user and device that it is read for.
+    pub profile: Key,
 }
 
 /// What has become of a window.
@@ -81,7 +84,7 @@ fn within<T>(identity: Identity, f: impl FnOnce(&Place<'_>) -> T) -> Result<T, W
 }
 
 fn walk(place: &Place<'_>, window: &Window, outcome: &mut Outcome) -> Result<(), Why> {
-    let Window { ref pages, reach, tag, in_flight, patient } = *window;
+    let Window { ref pages, reach, tag, in_flight, patient, profile } = *window;
     let (device, file) = (place.device, place.file);
     let end = pages.end.min(file.pages);
     if end <= pages.start {
@@ -95,7 +98,8 @@ fn walk(place: &Place<'_>, window: &Window, outcome: &mut Outcome) -> Result<(),
         let position = outcome.to.saturating_mul(PAGE);
         let far = outcome.to..end.max(reach.min(file.pages));
         let missing = deferred::missing(place.vnode, place.lbn(outcome.to));
-        let guess = missing.as_ref().and_then(|map| Guess::begin(place, map, far, tag, in_flight));
+        let guess =
+            missing.as_ref().and_then(|map| Guess::begin(place, map, far, tag, in_flight, profile));
         let step = place.step(position, end.saturating_mul(PAGE)).map_err(|_| Why::NoMap)?;
         if let Some(guess) = guess {
             let (to, new) = guess.judge(place);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What a call of the pager costs with one followed stream, and with ten
-//! thousand: the time from a sendfile's begin to its I/O being on the way.
+//! What followed streams cost, one to ten thousand: a call of the pager, from a
+//! sendfile's begin to its I/O being on the way, and a run of the timer.
 #![allow(missing_docs)] // what criterion_group! makes
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -14,17 +14,58 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 const BLOCK: u64 = 32768;
 const PAGE: u64 = 4096;
 
-fn streams(criterion: &mut Criterion) {
+const COUNTS: [u64; 5] = [1, 10, 100, 1_000, 10_000];
+
+fn module() -> PathBuf {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kmod/14-amd64/asyncpager.ko");
-    let ko = std::env::var_os("ASYNCPAGER_KO").map_or(built, Into::into);
+    std::env::var_os("ASYNCPAGER_KO").map_or(built, Into::into)
+}
+
+/// The time that a run of the timer takes while `count` streams are followed.
+fn timer(_: &mut Criterion) {
     bench::attach();
-    let mut group = criterion.benchmark_group("call with followed streams");
-    for count in [1, 100, 10_000] {
+    println!("{:>8} {:>8} {:>10} {:>10}", "streams", "runs", "mean", "longest");
+    for count in COUNTS {
         let tunables = [
             ("vfs.asyncpager.readahead.streams", "16384"),
             ("vfs.asyncpager.readahead.latency_min", "0"),
         ];
-        let bed = Bench::with(&ko, vec![1; 64 * BLOCK as usize], BLOCK, 1, &tunables)
+        let bed = Bench::with(&module(), vec![1; 64 * BLOCK as usize], PAGE, 1, &tunables)
+            .expect("the module is built: `make kmod`");
+        // Two pages, and a hole that no stream comes to the end of.
+        let map: Vec<_> = (0..600).map(|i| (i < 2).then_some(10 + i)).collect();
+        let files: Vec<_> =
+            (0..count).map(|i| bed.file(&format!("{i}"), &map, 600 * PAGE)).collect();
+        let send = |page: u64| {
+            for file in &files {
+                let transfer = file.send(page * PAGE, PAGE, 0).expect("the file is there");
+                transfer.finish(false, |_| ()).expect("the disk reads");
+            }
+        };
+        send(0);
+        // What comes sooner counts as a part of the same call.
+        std::thread::sleep(Duration::from_millis(5));
+        bed.timer();
+        // From here on they are followed.
+        send(1);
+        std::thread::sleep(Duration::from_millis(500));
+        let (runs, all, longest) = bed.timer();
+        let mean = all / runs.max(1) as u32;
+        println!("{count:>8} {runs:>8} {mean:>10.1?} {longest:>10.1?}");
+        drop(files);
+        bed.finish().expect("everything balances");
+    }
+}
+
+fn streams(criterion: &mut Criterion) {
+    bench::attach();
+    let mut group = criterion.benchmark_group("call with followed streams");
+    for count in COUNTS {
+        let tunables = [
+            ("vfs.asyncpager.readahead.streams", "16384"),
+            ("vfs.asyncpager.readahead.latency_min", "0"),
+        ];
+        let bed = Bench::with(&module(), vec![1; 64 * BLOCK as usize], BLOCK, 1, &tunables)
             .expect("the module is built: `make kmod`");
         let map: Vec<_> = (0..12).map(|i| Some(10 + i)).collect();
         let files: Vec<_> =
@@ -63,6 +104,6 @@ fn streams(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(30);
-    targets = streams
+    targets = timer, streams
 }
 criterion_main!(benches);

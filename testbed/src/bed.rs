@@ -22,6 +22,38 @@ use crate::{
 /// What is done in a bed: a scenario.
 pub type Run = fn(&mut Bed, &Path) -> Result<()>;
 
+/// A disk beside the bed's, with the same bytes at its beginning.
+pub struct OtherDisk {
+    /// The disk.
+    pub disk: Arc<Disk>,
+    thread: Option<JoinHandle<()>>,
+    files: Vec<Arc<File>>,
+}
+
+impl OtherDisk {
+    /// A file whose blocks are these of the disk.
+    pub fn file(&mut self, block: u64, map: &[Option<u64>], size: u64) -> Arc<File> {
+        let map: Vec<_> = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
+        let mut top = self.disk.image().len();
+        let indirect = Indirect::plant(&self.disk, &mut top, &map, block);
+        let inode = Inode { path: "other".into(), number: 5, size, map, indirect };
+        let mount = Mount { block, unmapped: true, flags: 0, bmap: Bmap::Good };
+        let file = File::open(inode, mount, &self.disk, true);
+        self.files.push(file.clone());
+        file
+    }
+}
+
+impl Drop for OtherDisk {
+    /// Close its files, and end its thread.
+    fn drop(&mut self) {
+        self.disk.hurry();
+        self.files.drain(..).for_each(|file| file.close());
+        self.disk.stop();
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
 /// See the module's documentation.
 pub struct Bed {
     /// The module; `None` between unload and load.
@@ -98,7 +130,7 @@ impl Bed {
         let map: Vec<_> = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
         let indirect = Indirect::plant(&self.disk, top, &map, block);
         let inode = Inode { path: path.into(), number: 4, size, map, indirect };
-        self.open(inode, Mount { block, unmapped, bmap: Bmap::Good }, true)
+        self.open(inode, Mount { block, unmapped, flags: 0, bmap: Bmap::Good }, true)
     }
 
     /// The same, but as FFS lays a file out: behind the blocks of `map` that are
@@ -121,6 +153,13 @@ impl Bed {
         };
         let map: Vec<_> = map.iter().enumerate().map(place).collect();
         self.planted(path, block, &map, size, unmapped, &mut top)
+    }
+
+    /// Another disk with so many bytes.
+    pub fn other_disk(&self, bytes: usize, seed: u64) -> OtherDisk {
+        let image = self.disk.image()[..bytes].to_vec();
+        let (disk, thread) = Disk::new(image, self.disk.sector() as i32, seed, true);
+        OtherDisk { disk, thread, files: Vec::new() }
     }
 
     /// Take a file away in the middle of its use, and open it anew.

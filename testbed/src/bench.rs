@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 
-use crate::{bed::Bed, cpu, disk::Manners, kernel::Options, sendfile::Sending, sysctl, vfs, vm};
+use crate::{
+    bed::Bed, callout, cpu, disk::Manners, kernel::Options, sendfile::Sending, sysctl, vfs, vm,
+};
 
 /// Bytes of memory that files can be cached in.
 pub const MEMORY: u64 = 256 << 20;
@@ -70,6 +72,12 @@ impl Bench {
         let errno = sysctl::write(name, on);
         ensure!(errno == 0, "sysctl {name}: {}", io::Error::from_raw_os_error(errno));
         Ok(())
+    }
+
+    /// Runs of the module's timer since the last call, the time that they took
+    /// together, and the longest.
+    pub fn timer(&self) -> (u64, Duration, Duration) {
+        callout::took()
     }
 
     /// The module's counters.

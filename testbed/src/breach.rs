@@ -523,7 +523,7 @@ fn file(block: u64) -> Arc<File> {
         map,
         indirect: Indirect::default(),
     };
-    File::open(inode, Mount { block, unmapped: true, bmap: Bmap::Good }, &disk, true)
+    File::open(inode, Mount { block, unmapped: true, flags: 0, bmap: Bmap::Good }, &disk, true)
 }
 
 fn pager_vnode_unlocked() {
@@ -581,7 +581,7 @@ fn stock_drops_the_last_page() {
         map: vec![Some(8), Some(16)],
         indirect: Indirect::default(),
     };
-    let mount = Mount { block: 4096, unmapped: true, bmap: Bmap::Good };
+    let mount = Mount { block: 4096, unmapped: true, flags: 0, bmap: Bmap::Good };
     let file = File::open(inode, mount, &disk, true);
     let pages = [0, 1].map(|i| vm::grab(file.object, i));
     pages[1].fields().valid = 1;

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::{c_char, c_int},
+    ffi::{CStr, c_char, c_int},
     mem::offset_of,
     sync::{
         Condvar, Mutex,
@@ -17,7 +17,7 @@ use asyncpager::kpi::sys;
 use crate::{
     cpu,
     rules::{may_sleep, record, rule},
-    vm,
+    vm, witness,
 };
 
 /// Bytes of the largest transfer.
@@ -87,8 +87,16 @@ const KERNPROC: usize = usize::MAX;
 const UNLOCKED: usize = 1;
 
 /// `lockinit`: the module has no other lockmgr(9) locks than bufs'.
-pub extern "C" fn lockinit(lock: *mut sys::lock, _: c_int, _: *const c_char, _: c_int, _: c_int) {
+pub unsafe extern "C" fn lockinit(
+    lock: *mut sys::lock,
+    _: c_int,
+    name: *const c_char,
+    _: c_int,
+    _: c_int,
+) {
     let (call, bp) = ("lockinit", buf_of(lock));
+    // SAFETY: a C string.
+    witness::class(&unsafe { CStr::from_ptr(name) }.to_string_lossy(), "lockmgr");
     record(call, format_args!("buf {bp:?}"));
     // SAFETY: the caller's lock.
     unsafe { (*lock).lk_lock = UNLOCKED };

@@ -2,14 +2,14 @@
 //! callout(9): functions that a softclock thread runs when their time has come.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::{c_int, c_void},
     ptr,
     sync::{
         Condvar, Mutex, Once,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use asyncpager::kpi::sys;
@@ -17,7 +17,7 @@ use asyncpager::kpi::sys;
 use crate::{
     clock, cpu, locks,
     rules::{Context, may_sleep, record, rule, run_as, thread, violation},
-    schedule, witness,
+    schedule, vm, witness,
 };
 
 type Handler = unsafe extern "C" fn(*mut c_void);
@@ -44,6 +44,27 @@ static HELD: AtomicBool = AtomicBool::new(false);
 
 /// Handlers that have come to their end.
 static RAN: AtomicU64 = AtomicU64::new(0);
+
+static LOOKED: Mutex<(usize, BTreeSet<usize>)> = Mutex::new((0, BTreeSet::new()));
+
+/// The most pages that one handler has looked up since the last call, and the
+/// objects that handlers have looked at.
+pub fn looked() -> (usize, BTreeSet<usize>) {
+    std::mem::take(&mut *LOOKED.lock().unwrap())
+}
+
+/// Nanoseconds that they took, and the most that one did.
+static TOOK: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// How many handlers have come to their end since the last call, how long they
+/// took together, and how long the longest.
+pub fn took() -> (u64, Duration, Duration) {
+    static BEFORE: AtomicU64 = AtomicU64::new(0);
+    let now = ran();
+    let [all, longest] = [0, 1].map(|i| TOOK[i].swap(0, Ordering::Relaxed));
+    let ran = now - BEFORE.swap(now, Ordering::Relaxed);
+    (ran, Duration::from_nanos(all), Duration::from_nanos(longest))
+}
 
 /// How many handlers have come to their end.
 pub fn ran() -> u64 {
@@ -114,7 +135,17 @@ pub fn run_one() -> bool {
         (at, *callout)
     };
     record("softclock", format_args!("callout {at:#x}"));
+    vm::LOOKED.set(Some(Default::default()));
+    let begin = Instant::now();
     run_as(Context::Callout, "callout handler", || run(at, &callout));
+    let took = begin.elapsed().as_nanos() as u64;
+    TOOK[0].fetch_add(took, Ordering::Relaxed);
+    TOOK[1].fetch_max(took, Ordering::Relaxed);
+    if let Some(looked) = vm::LOOKED.take() {
+        let mut all = LOOKED.lock().unwrap();
+        all.0 = all.0.max(looked.values().sum());
+        all.1.extend(looked.into_keys());
+    }
     if let Some(callout) = CALLOUTS.lock().unwrap().get_mut(&at) {
         callout.running = None;
     }

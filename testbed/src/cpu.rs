@@ -215,6 +215,18 @@ pub fn in_syscall<T>(code: u32, f: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Have the calling thread belong to a user for as long as `f` runs.
+pub fn as_user<T>(uid: u32, f: impl FnOnce() -> T) -> T {
+    // SAFETY: the calling thread's own credentials, which no other thread has.
+    let cred = unsafe { (*curthread()).td_ucred };
+    // SAFETY: as above.
+    let before = unsafe { std::mem::replace(&mut (*cred).cr_ruid, uid) };
+    let result = f();
+    // SAFETY: as above.
+    unsafe { (*cred).cr_ruid = before };
+    result
+}
+
 /// curthread.
 pub fn curthread() -> *mut sys::thread {
     let pcpu = MINE.with(|mine| mine.0.get()) as *const sys::pcpu;

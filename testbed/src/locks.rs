@@ -98,7 +98,7 @@ pub fn forget(call: &str, address: usize) {
 // rwlock(9): the module has no other than the object's.
 
 fn object_class() -> Class {
-    static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("vm object"));
+    static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("vm object", "rwlock"));
     *CLASS
 }
 
@@ -167,7 +167,7 @@ pub extern "C" fn rw_wunlock(cookie: *mut usize, _: *const c_char, _: c_int) {
 
 /// What is known of a vnode's lock.
 pub fn vnode_lock(vnode: *mut sys::vnode) -> Lock {
-    static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("vnode"));
+    static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("vnode", "lockmgr"));
     Lock {
         address: vnode as usize,
         class: *CLASS,
@@ -241,7 +241,7 @@ pub fn mutexes() -> usize {
 /// Make a mutex of the kernel's own.
 pub fn own_mutex(mtx: *mut sys::mtx, name: &str) {
     let cookie = mtx as usize + offset_of!(sys::mtx, mtx_lock);
-    let (class, opts) = (witness::class(name), 0);
+    let (class, opts) = (witness::class(name, "sleep mutex"), 0);
     MUTEXES.lock().unwrap().insert(cookie, Mtx { class, opts, own: true });
     // SAFETY: the caller's mutex.
     unsafe { (cookie as *mut usize).write(sys::MTX_UNOWNED as usize) };
@@ -288,7 +288,7 @@ pub unsafe extern "C" fn mtx_init(
     rule(call, opts & sys::MTX_SPIN == 0, "the testbed has no spin mutexes");
     // SAFETY: C strings; the type may be NULL, and then the name is the class.
     let class = unsafe { CStr::from_ptr(if kind.is_null() { name } else { kind }) };
-    let class = witness::class(&class.to_string_lossy());
+    let class = witness::class(&class.to_string_lossy(), "sleep mutex");
     record(call, format_args!("mutex {cookie:?} of class {class}"));
     let before = MUTEXES.lock().unwrap().insert(cookie as usize, Mtx { class, opts, own: false });
     rule(call, before.is_none(), format_args!("{cookie:?} is initialized already"));
@@ -375,7 +375,7 @@ pub unsafe extern "C" fn mtx_unlock(cookie: *mut usize, _: c_int, _: *const c_ch
 
 /// `_sx_slock`.
 pub extern "C" fn sx_slock(sx: *mut c_void, _: c_int, file: *const c_char, line: c_int) -> c_int {
-    static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("allproc"));
+    static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("allproc", "sx"));
     let (call, address, class) = ("sx_slock", sx as usize, *CLASS);
     may_sleep(call);
     let lock = Lock { address, class, sleepable: true, recursable: false, dup_ok: false };

@@ -356,7 +356,7 @@ fn odd_bmap(bed: &Bed, bmap: Bmap) -> Arc<File> {
         map,
         indirect: Indirect::default(),
     };
-    bed.open(inode, Mount { block: 32768, unmapped: true, bmap }, false)
+    bed.open(inode, Mount { block: 32768, unmapped: true, flags: 0, bmap }, false)
 }
 
 fn no_bmap(bed: &mut Bed, _: &Path) -> Result<()> {

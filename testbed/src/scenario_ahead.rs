@@ -2,6 +2,7 @@
 //! Scenarios of read-ahead and of block maps that nobody waits for.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{
         Arc,
@@ -15,8 +16,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     bed::{Bed, Run},
     buf, callout,
-    clock::Patience,
+    clock::{self, Patience},
+    cpu,
     disk::{self, Manners},
+    kernel,
     sendfile::Sending,
     sysctl::{self, ahead, counter},
     taskqueue,
@@ -48,6 +51,10 @@ pub const ALL: &[(&str, Run)] = &[
     ("stream-grows", stream_grows),
     ("stream-unmount", stream_unmount),
     ("stream-switches", stream_switches),
+    ("stream-devices", stream_devices),
+    ("stream-many", stream_many),
+    ("stream-hung", stream_hung),
+    ("stream-users", stream_users),
     ("map", map),
     ("map-levels", map_levels),
     ("map-holes", map_holes),
@@ -385,6 +392,7 @@ fn stream_error(bed: &mut Bed, _: &Path) -> Result<()> {
     slow(bed, 3)?;
     let file = contiguous(bed);
     let bad = 10 * BLOCK + 300 * P;
+    let said = kernel::messages().len();
     let manners = Manners {
         latency: Duration::from_millis(3).into(),
         bad: vec![(bad..bad + 512, libc::EIO)],
@@ -394,6 +402,7 @@ fn stream_error(bed: &mut Bed, _: &Path) -> Result<()> {
     send(bed, &file, 0, 16 * P, 100)?;
     wait_until("a buf of a window has failed", || ahead("errors") > 0)?;
     wait_until("its pages are gone", || vm::resident(file.object, 300).is_none())?;
+    ensure!(kernel::messages().len() == said, "printed for a read that nobody asked for");
     let mut got = Vec::new();
     let sending = Sending::begin(&file, 300 * P, P, 0).context("the file is gone")?;
     let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
@@ -514,6 +523,160 @@ fn stream_switches(bed: &mut Bed, _: &Path) -> Result<()> {
         ensure!(sysctl::number(&name(switch), on) == 0, "{switch}={on} is refused");
     }
     Ok(())
+}
+
+/// More devices than the module tells apart, all in use at once: afterwards
+/// each is known to be idle, and streams from it are read ahead.
+fn stream_devices(bed: &mut Bed, _: &Path) -> Result<()> {
+    ensure!(sysctl::number("vfs.asyncpager.readahead.in_flight", 1) == 0, "sysctl");
+    let blocks: Vec<_> = (10..50).map(Some).collect();
+    let bytes = 60 * BLOCK as usize;
+    let mut disks: Vec<_> = (0..70).map(|seed| bed.other_disk(bytes, seed)).collect();
+    let files: Vec<_> = disks.iter_mut().map(|d| d.file(BLOCK, &blocks, 40 * BLOCK)).collect();
+    let behave = |latency: Duration| {
+        let manners = Manners { latency: latency.into(), ..Manners::default() };
+        disks.iter().for_each(|other| other.disk.behave(manners.clone()));
+    };
+    files.iter().for_each(|file| warm(file));
+    behave(Duration::from_secs(600));
+    let sending = |file| Sending::begin(file, 300 * P, P, 0).context("the file is gone");
+    let all = files.iter().map(|file| sending(file)).collect::<Result<Vec<_>>>()?;
+    // Their latency is worth hiding.
+    std::thread::sleep(Duration::from_millis(3));
+    behave(Duration::from_millis(10));
+    disks.iter().for_each(|other| other.disk.hurry());
+    all.into_iter().zip(&files).try_for_each(|(one, file)| finish(bed, file, one, 300 * P, P))?;
+    for (i, file) in files.iter().enumerate().filter(|(i, _)| i % 9 == 0 || *i > 60) {
+        send(bed, file, 0, 16 * P, 100)?;
+        wait_until(&format!("device {i} is read ahead"), || ready(file, 250))?;
+    }
+    settle()
+}
+
+/// Pages that one run of the timer may look up.
+const BUDGET: usize = 256;
+
+/// However many streams there are, one run of the timer looks at few pages,
+/// and each stream is looked at.
+fn stream_many(bed: &mut Bed, _: &Path) -> Result<()> {
+    // No stream comes to its end, and nothing is left to be looked at.
+    ensure!(sysctl::number("vfs.asyncpager.readahead.max", 1 << 20) == 0, "sysctl");
+    slow(bed, 20)?;
+    let mut files: Vec<_> = (0..60).map(|_| contiguous(bed)).collect();
+    undisturbed(|| {
+        for file in &mut files {
+            *file = bed.remount(file, true);
+            warm(file);
+        }
+        let begin = Instant::now();
+        let sending = |file| Sending::begin(file, 0, 16 * P, 100).context("the file is gone");
+        let all = files.iter().map(|file| sending(file)).collect::<Result<Vec<_>>>()?;
+        all.into_iter().zip(&files).try_for_each(|(one, f)| finish(bed, f, one, 0, 16 * P))?;
+        let (mut seen, mut most) = (BTreeSet::new(), 0);
+        callout::looked();
+        while seen.len() < files.len() && begin.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_micros(300));
+            let (pages, objects) = callout::looked();
+            most = most.max(pages);
+            seen.extend(objects);
+        }
+        ensure!(most <= BUDGET + BUDGET / 8, "{most} pages are looked up at a time");
+        Ok(seen.len() == files.len())
+    })
+}
+
+/// Where the indirect blocks of the files here are.
+fn maps(bed: &Bed) -> std::ops::Range<u64> {
+    let end = bed.disk.image().len() as u64;
+    end / 2..end
+}
+
+/// Begin streams whose block maps do not come.
+fn hang(bed: &Bed) -> Result<Vec<Arc<File>>> {
+    let map: Vec<_> = (10..10 + BLOCKS).map(Some).collect();
+    let files: Vec<_> = (0..10).map(|_| bed.synthetic(BLOCK, &map, SIZE, true)).collect();
+    let latency = Duration::from_millis(5).into();
+    let late = Some((maps(bed), Duration::from_secs(600)));
+    bed.disk.behave(Manners { latency, late, ..Manners::default() });
+    let put_off = ahead("not_thread");
+    files.iter().try_for_each(|file| send(bed, file, 0, 16 * P, 100))?;
+    wait_until("the disk has its share of threads", || ahead("not_thread") > put_off)?;
+    Ok(files)
+}
+
+/// Let everything come.
+fn unhang(bed: &Bed) {
+    let latency = Duration::from_millis(5).into();
+    bed.disk.behave(Manners { latency, ..Manners::default() });
+    bed.disk.hurry();
+}
+
+/// A disk that does not answer leaves threads to the others, and unloading
+/// gives up after a while. When it is back, everything goes on.
+fn stream_hung(bed: &mut Bed, _: &Path) -> Result<()> {
+    ensure!(sysctl::number("vfs.asyncpager.readahead.guess", 0) == 0, "sysctl");
+    slow(bed, 5)?;
+    let map: Vec<_> = (10..10 + BLOCKS).map(Some).collect();
+    let mut other = bed.other_disk(bed.disk.image().len(), 7);
+    let latency = Duration::from_millis(10).into();
+    other.disk.behave(Manners { latency, ..Manners::default() });
+    undisturbed(|| {
+        let begin = Instant::now();
+        let files = hang(bed)?;
+        let quick = other.file(BLOCK, &map, SIZE);
+        warm(&quick);
+        send(bed, &quick, 0, 16 * P, 100)?;
+        wait_until("the other disk is read ahead", || ready(&quick, 200))?;
+        unhang(bed);
+        // The timer gives up those that stand still for so long.
+        let over = || begin.elapsed() > Duration::from_millis(1900);
+        let there = || files.iter().all(|file| ready(file, 200));
+        wait_until("those that were put off are read", || there() || over())?;
+        Ok(there())
+    })?;
+    settle()?;
+    let files = hang(bed)?;
+    clock::hurry(true);
+    let refused = bed.module.as_ref().map(|module| module.unload());
+    clock::hurry(false);
+    ensure!(refused == Some(Err(libc::EBUSY)), "kldunload with a disk that hangs: {refused:?}");
+    let quick = other.file(BLOCK, &map, SIZE);
+    warm(&quick);
+    send(bed, &quick, 0, 16 * P, 100)?;
+    wait_until("the other disk is read ahead again", || ready(&quick, 200))?;
+    unhang(bed);
+    settle()?;
+    files.iter().try_for_each(|file| send(bed, file, 0, SIZE, 0))?;
+    settle()
+}
+
+/// What is learnt from one user's streams does not change how another's begin.
+fn stream_users(bed: &mut Bed, _: &Path) -> Result<()> {
+    const FAR: u64 = 1000;
+    slow(bed, 20)?;
+    let begin = |uid: u32| -> Result<Arc<File>> {
+        let file = contiguous_of(bed, 4 * BLOCKS);
+        cpu::as_user(uid, || send(bed, &file, 0, 16 * P, 100))?;
+        Ok(file)
+    };
+    undisturbed(|| {
+        let file = begin(1001)?;
+        settle()?;
+        // A slow consumer: each look of the timer finds it a little further.
+        for at in 4..100 {
+            let sending =
+                Sending::begin(&file, at * 4 * P, 4 * P, 0).context("the file is gone")?;
+            let ran = callout::ran();
+            wait_until("the timer has run", || callout::ran() > ran + 1 || callout::active() == 0)?;
+            finish(bed, &file, sending, at * 4 * P, 4 * P)?;
+        }
+        let slow = begin(1001)?;
+        let new = begin(1002)?;
+        wait_until("a new user's window is there", || ready(&new, FAR))?;
+        settle()?;
+        // With the other's rate, it would have been as short as this one.
+        Ok(vm::resident(slow.object, FAR).is_none())
+    })
 }
 
 /// Begin to send with neither the block map nor a page in memory.
@@ -649,7 +812,7 @@ fn map_others(bed: &mut Bed, _: &Path) -> Result<()> {
     for code in [0, sys::SYS_sendfile as u32] {
         file.maps.forget();
         let (mut place, mut after) = (-1, 0);
-        let error = crate::cpu::in_syscall(code, || {
+        let error = cpu::in_syscall(code, || {
             // SAFETY: a VOP's argument block, live for the call. No page of
             // the block is busied: this is cluster_read(), not sendfile.
             unsafe {

@@ -8,13 +8,15 @@ use asyncpager::kpi::sys;
 
 use crate::{
     bed::{Bed, Run},
+    clock,
     disk::Manners,
     indirect::DIRECT,
+    kernel,
     locks::VnodeLocked,
     scenario_ahead::{BLOCK, P, cold, ready, send, settle, slow, wait_until},
     sysctl::{self, ahead, counter},
     taskqueue,
-    vfs::File,
+    vfs::{File, Mount},
     vm,
 };
 
@@ -39,9 +41,12 @@ pub const ALL: &[(&str, Run)] = &[
     ("guess-wrong", guess_wrong),
     ("guess-luck", guess_luck),
     ("guess-error", guess_error),
+    ("guess-barred", guess_barred),
+    ("guess-hung", guess_hung),
     ("guess-end", guess_end),
     ("guess-off", guess_off),
     ("map-untrusted", map_untrusted),
+    ("map-async-mount", map_async_mount),
     ("map-gone-on", map_gone_on),
 ];
 
@@ -165,6 +170,7 @@ fn guess_error(bed: &mut Bed, _: &Path) -> Result<()> {
     let map = (AT + DIRECT) * BLOCK;
     for (bad, lost) in [(data..data + 512, FIRST + 20), (map..map + BLOCK, FIRST)] {
         let file = straight(bed);
+        mount_anew(&file, lost as i32);
         let bad = vec![(bad, libc::EIO)];
         let latency = Duration::from_millis(5).into();
         bed.disk.behave(Manners { latency, bad, ..Manners::default() });
@@ -177,6 +183,57 @@ fn guess_error(bed: &mut Bed, _: &Path) -> Result<()> {
         send(bed, &file, 0, SIZE, 0)?;
         settle()?;
     }
+    Ok(())
+}
+
+/// Make the file's filesystem one that was mounted just now.
+fn mount_anew(file: &File, generation: i32) {
+    // SAFETY: a live mount that nobody else looks at now.
+    unsafe { (*(*file.vnode).v_mount).mnt_gen += generation };
+}
+
+/// Where a speculative read fails, nothing is printed, and no other is sent
+/// until the filesystem is mounted anew.
+fn guess_barred(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    let data = (AT + DIRECT + 1) * BLOCK;
+    let bad = vec![(data..data + 400 * P, libc::EINVAL)];
+    bed.disk.behave(Manners { bad, ..manners() });
+    let said = kernel::messages().len();
+    let mut guessed = ahead("guessed");
+    for (generation, tried) in [(0, true), (0, false), (0, false), (7, true), (7, false)] {
+        let file = straight(bed);
+        mount_anew(&file, generation);
+        begin(bed, &file)?;
+        let before = std::mem::replace(&mut guessed, ahead("guessed"));
+        ensure!((guessed > before) == tried, "{generation}: {:?}", sysctl::counters());
+    }
+    let said = kernel::messages().split_off(said);
+    ensure!(said.is_empty(), "printed for a read that nobody asked for: {said:?}");
+    Ok(())
+}
+
+/// Unloading does not wait for a speculative read that does not come back.
+fn guess_hung(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    // What the map leads to is far from where it is expected.
+    let file = file(bed, AT + DIRECT, 300);
+    let expected = MAP.end..MAP.end + BLOCKS * BLOCK;
+    bed.disk.behave(Manners { late: Some((expected, Duration::from_secs(600))), ..manners() });
+    send(bed, &file, 0, 16 * P, 100)?;
+    wait_until("a speculative read hangs", || busied(&file, LAST) && bed.disk.waiting() > 0)?;
+    clock::hurry(true);
+    let refused = bed.module.as_ref().map(|module| module.unload());
+    clock::hurry(false);
+    ensure!(refused == Some(Err(libc::EBUSY)), "kldunload with a disk that hangs: {refused:?}");
+    bed.disk.behave(manners());
+    bed.disk.hurry();
+    settle()?;
+    send(bed, &file, 0, SIZE, 0)?;
+    // Everything is at work again.
+    let before = ahead("windows");
+    begin(bed, &straight(bed))?;
+    ensure!(ahead("windows") > before, "nothing is read ahead: {:?}", sysctl::counters());
     Ok(())
 }
 
@@ -217,12 +274,33 @@ fn map_untrusted(bed: &mut Bed, _: &Path) -> Result<()> {
         let ump = (*(*untrusted.vnode).v_mount).mnt_data.cast::<sys::ufsmount>();
         (*ump).um_check_blkno = Some(checked);
     }
-    cold(bed, &plain, 20 * BLOCK, BLOCK)?;
+    map_left_to_the_filesystem(bed, &plain, &untrusted)
+}
+
+/// On a mount that writes asynchronously, a pointer reaches the disk before
+/// the block that it leads to.
+fn map_async_mount(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    for flag in [sys::MNT_ASYNC, sys::MNT_GJOURNAL] {
+        let plain = straight(bed);
+        let mount = Mount { flags: flag as u64, ..plain.mount };
+        let file = bed.open(plain.inode.clone(), mount, true);
+        map_left_to_the_filesystem(bed, &plain, &file)?;
+    }
+    Ok(())
+}
+
+/// The module reads the block map of `plain` by itself, and that of `other`
+/// through the filesystem only.
+fn map_left_to_the_filesystem(bed: &Bed, plain: &File, other: &File) -> Result<()> {
+    let before = counter("maps_read");
+    cold(bed, plain, 20 * BLOCK, BLOCK)?;
     let read = counter("maps_read");
-    ensure!(read > 0, "no map is read: {:?}", sysctl::counters());
+    ensure!(read > before, "no map is read: {:?}", sysctl::counters());
+    settle()?;
     let guessed = ahead("guessed");
-    begin(bed, &untrusted)?;
-    send(bed, &untrusted, 20 * BLOCK, BLOCK, 0)?;
+    begin(bed, other)?;
+    send(bed, other, 20 * BLOCK, BLOCK, 0)?;
     ensure!(
         (counter("maps_read"), ahead("guessed")) == (read, guessed),
         "its pointers are read past the filesystem: {:?}",

@@ -98,7 +98,7 @@ pub fn serve(common: &Common, image: &Path, source: &Path) -> Result<()> {
         fail_percent: common.fail,
         ..Manners::default()
     });
-    let mount = Mount { block, unmapped: !common.mapped, bmap: Bmap::Good };
+    let mount = Mount { block, unmapped: !common.mapped, flags: 0, bmap: Bmap::Good };
     let files: Vec<_> = inodes.into_iter().map(|inode| bed.open(inode, mount, ufs2)).collect();
     let total = files.iter().map(|file| file.inode.size).sum();
     let bar = if common.json { ProgressBar::hidden() } else { ProgressBar::new(total) };

@@ -16,7 +16,7 @@ use asyncpager::kpi::sys;
 use crate::{
     cpu, elf, low,
     rules::{Context, may_sleep, record, rule, run_as, thread, violation},
-    schedule, vm,
+    schedule, vm, witness,
 };
 
 #[derive(Default)]
@@ -157,6 +157,8 @@ pub unsafe extern "C" fn taskqueue_create(
     }
     // SAFETY: a C string.
     let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+    // The queue's own mutex has its name.
+    witness::class(&name, "sleep mutex");
     let at = low::zeroed::<u64>() as usize;
     QUEUES.lock().unwrap().insert(at, Queue { name, ..Queue::default() });
     at as *mut c_void

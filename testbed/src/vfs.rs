@@ -49,6 +49,8 @@ pub struct Mount {
     pub block: u64,
     /// MNTK_UNMAPPED_BUFS.
     pub unmapped: bool,
+    /// `mnt_flag`, such as MNT_ASYNC.
+    pub flags: u64,
     /// What VOP_BMAP does.
     pub bmap: Bmap,
 }
@@ -135,6 +137,7 @@ impl File {
         // SAFETY: fresh memory of the right types.
         unsafe {
             (*mp).mnt_stat.f_iosize = mount.block;
+            (*mp).mnt_flag = mount.flags;
             (*mp).mnt_kern_flag = if mount.unmapped { sys::MNTK_UNMAPPED_BUFS } else { 0 };
             // Each file has a mount of its own here, but a disk is mounted
             // once: what tells mountings apart is the same for all of its.

@@ -741,9 +741,20 @@ pub extern "C" fn vm_page_free(m: *mut sys::vm_page) {
     VM.lock().unwrap().release(page);
 }
 
+thread_local! {
+    /// How many pages of which objects this thread has looked up, if that is
+    /// to be known.
+    pub static LOOKED: std::cell::RefCell<Option<HashMap<usize, usize>>> = const { std::cell::RefCell::new(None) };
+}
+
 /// `vm_page_lookup`.
 pub extern "C" fn vm_page_lookup(object: *mut sys::vm_object, pindex: u64) -> *mut sys::vm_page {
     rule("vm_page_lookup", locks::object_locked(object), "the object is not locked");
+    LOOKED.with_borrow_mut(|looked| {
+        if let Some(looked) = looked {
+            *looked.entry(object as usize).or_default() += 1;
+        }
+    });
     resident(object, pindex).map_or(ptr::null_mut(), |page| page.0)
 }
 

@@ -82,7 +82,7 @@ thread_local! {
     static HELD: RefCell<Vec<Held>> = const { RefCell::new(Vec::new()) };
 }
 
-static NAMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static NAMES: Mutex<Vec<(String, &'static str)>> = Mutex::new(Vec::new());
 
 /// Bit b of word a: class a comes before class b.
 static BEFORE: [AtomicU64; CLASSES] = [const { AtomicU64::new(0) }; CLASSES];
@@ -92,20 +92,22 @@ type Pair<T> = HashMap<(T, T), (Place, Place)>;
 static CLASS_PLACES: LazyLock<Mutex<Pair<usize>>> = LazyLock::new(Mutex::default);
 static INSTANCE_PLACES: LazyLock<Mutex<Pair<usize>>> = LazyLock::new(Mutex::default);
 
-/// The class called `name`.
-pub fn class(name: &str) -> Class {
+/// The class called `name`, all of whose locks are of one `kind`.
+pub fn class(name: &str, kind: &'static str) -> Class {
     let mut names = NAMES.lock().unwrap();
-    let at = names.iter().position(|known| known == name).unwrap_or_else(|| {
-        names.push(name.to_string());
+    let at = names.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+        names.push((name.to_string(), kind));
         names.len() - 1
     });
+    let earlier = names[at].1;
+    rule("witness_init", earlier == kind, format_args!("lock {name} is a {kind} and a {earlier}"));
     assert!(at < CLASSES, "more than {CLASSES} classes of locks");
     Class(at)
 }
 
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&NAMES.lock().unwrap()[self.0])
+        f.write_str(&NAMES.lock().unwrap()[self.0].0)
     }
 }
 

@@ -315,10 +315,10 @@ mutations! {
     window_never: "stream", "src/readahead/stream.rs",
         "self.sure) = (true, true, true);" => "self.sure) = (true, false, false);";
     consumer_not_seen: "stream-seen", "src/readahead/mod.rs",
-        "self.stream.seen(last + fine as u64, now, pace(self.device), limits());" =>
-        "self.stream.seen(0, now, pace(self.device), limits());";
+        "self.stream.seen(front, now.us, now.pace(self.profile, self.device), now.limits);" =>
+        "self.stream.seen(0, now.us, now.pace(self.profile, self.device), now.limits);";
     consumer_only_looked_for_nearby: "stream-far", "src/readahead/mod.rs",
-        "let far = if near {" => "let far = if near || true {";
+        "stream::places(front, end).filter(" => "stream::places(front, end.min(front + NEAR)).filter(";
     consumer_stepped_over: "stream-far", "src/readahead/stream.rs",
         "STEP.max(far / SPREAD)" => "STEP.max(far)";
     pause_made_up_for_at_once: "stream-burst", "src/readahead/stream.rs",
@@ -346,7 +346,13 @@ mutations! {
     guess_tried_again_at_once: "guess-wrong", "src/readahead/speculative.rs",
         "(false, _) => 0," => "(false, _) => 3,";
     guess_never_tried_again: "guess-luck", "src/readahead/speculative.rs",
-        "before.saturating_add(1).min(3)" => "before.saturating_add(1).min(1)";
+        "before.saturating_add(1).min(ACCURATE)" => "before.saturating_add(1).min(1)";
+    guess_tried_after_a_failure: "guess-barred", "src/pager/latency.rs",
+        "entry.speculation_failed.store(true, Ordering::Relaxed);" => "let _ = entry;";
+    guess_barred_for_ever: "guess-barred", "src/pager/latency.rs",
+        "self.speculation_failed.store(false, Ordering::Relaxed);" => "";
+    guess_failure_printed: "guess-barred", "src/pager/complete.rs",
+        "Some(_) => {}" => "Some(_) => log(buf, Errno::EIO),";
     guess_behind_the_end: "guess-end", "src/readahead/speculative.rs",
         "> place.vnode.fs_blocks()" => "> i64::MAX - 1";
     guess_waits_for_the_map: "guess", "src/readahead/speculative.rs",
@@ -357,14 +363,30 @@ mutations! {
         "vfs_busy_pages(bp, 0);\n\tBUF_KERNPROC(bp);" => "vfs_busy_pages(bp, 0);";
     map_of_an_untrusted_mount: "map-untrusted", "sys-headers/shim.c",
         "ump->um_check_blkno == NULL &&" => "";
+    map_of_an_async_mount: "map-async-mount", "sys-headers/shim.c",
+        "(MNT_ASYNC | MNT_GJOURNAL)" => "(0 * MNT_ASYNC | MNT_GJOURNAL)";
+    map_of_a_journaled_mount: "map-async-mount", "sys-headers/shim.c",
+        "(MNT_ASYNC | MNT_GJOURNAL)" => "(MNT_ASYNC | 0 * MNT_GJOURNAL)";
     waste_not_counted: "stream-lost", "src/readahead/mod.rs",
         "Fit::Lost => &stats::PAGES_WASTED" => "Fit::Lost => &stats::RESETS";
+    timer_without_a_budget: "stream-many", "src/readahead/mod.rs",
+        "const BUDGET: u32 = 256;" => "const BUDGET: u32 = 1 << 30;";
+    streams_starved: "stream-many", "src/readahead/mod.rs",
+        "HAND.store(stopped.unwrap_or(0) as u32, Ordering::Relaxed);" => "HAND.store(0 * stopped.unwrap_or(0) as u32, Ordering::Relaxed);";
+    hung_disk_has_all_threads: "stream-hung", "src/readahead/mod.rs",
+        "at(device) < at(0)" => "at(device) < at(0) + THREADS";
+    unload_waits_for_a_hung_disk: "guess-hung", "src/readahead/mod.rs",
+        "    STOPPED.store(true, Ordering::SeqCst);\n    TIMER.drain();" => "    STOPPED.store(true, Ordering::SeqCst);\n    drain();";
+    refused_unload_leaves_read_ahead_off: "guess-hung", "src/readahead/mod.rs",
+        "    STOPPED.store(false, Ordering::Release);\n    if LIVE" => "    if LIVE";
+    profile_of_all_users: "stream-users", "src/readahead/profile.rs",
+        "^ u64::from(uid)" => "^ u64::from(uid & 0)";
     fast_disks_followed: "stream-switches", "src/pager/latency.rs",
         "self.latency_us() >= MIN.get()" => "self.us() > 0";
     any_number_will_do: "stream-switches", "src/kpi/sysctl.rs",
         "if new < limit.min || new > limit.max {" => "if false {";
-    unload_leaves_the_timer: "stream-unmount", "src/readahead/mod.rs",
-        "    TIMER.drain();" => "";
+    unload_leaves_the_timer: "stream-unmount", "src/kpi/callout.rs",
+        "unsafe { sys::shim_callout_drain(self.raw()) };" => "";
     unload_leaves_the_threads: "stream-unmount", "src/readahead/mod.rs",
         "    QUEUE.stop();" => "";
     streams_leaked: "sync", "src/readahead/mod.rs",
@@ -467,4 +489,6 @@ unchecked! {
         "    if number != sys::SYS_kldload as u32 {" => "    if false {";
     nothing_of_ffs_checked: "fs-magic", "src/kpi/module.rs",
         "vnode::ffs_mismatch()" => "vnode::ffs_mismatch().filter(|_| false)";
+    lock_named_like_one_of_another_kind: "sync", "sys-headers/shim.c",
+        "BUF_LOCKINIT(bp, \"asyncpager buf\");" => "BUF_LOCKINIT(bp, \"asyncpager\");";
 }
