@@ -11,7 +11,9 @@ use core::{
     sync::atomic::{AtomicUsize, Ordering, fence},
 };
 
-use super::{buf, errno::Errno, sys, uma::Zone, vm_page::BusiedPage, vnode::Vnode};
+use super::{
+    buf, errno::Errno, sys, uma::Zone, vm_page::BusiedPage, vm_pager::PagerError, vnode::Vnode,
+};
 
 /// C's type of a getpages completion callback.
 pub type IodoneFn = unsafe extern "C" fn(*mut c_void, *mut sys::vm_page_t, c_int, c_int);
@@ -95,6 +97,17 @@ impl Extra<'_> {
     }
 }
 
+/// What becomes of a call.
+pub enum Answer<'a> {
+    /// `VM_PAGER_OK`, or the error that the reply has told already.
+    Done(Result<(), PagerError>),
+    /// The original VOP is to serve it: nothing has been touched or told.
+    Original(Getpages<'a>),
+    /// The sync VOP is to serve it, which waits for the data: the filesystem
+    /// has no block map. Nothing has been told.
+    Emulate(Getpages<'a>),
+}
+
 /// One call of VOP_GETPAGES or VOP_GETPAGES_ASYNC.
 pub struct Getpages<'a> {
     /// The file; locked by the caller.
@@ -114,7 +127,7 @@ impl<'a> Getpages<'a> {
     ///
     /// `ap` is the argument of a VOP_GETPAGES_ASYNC in progress. The reply of
     /// what this returns must be the only one to call `a_iodone`.
-    pub unsafe fn from_async(ap: &'a mut sys::vop_getpages_async_args) -> Option<Self> {
+    pub(super) unsafe fn from_async(ap: &'a mut sys::vop_getpages_async_args) -> Option<Self> {
         // SAFETY: the caller's promise.
         unsafe {
             Self::new(ap.a_vp, ap.a_m, ap.a_count, ap.a_rbehind, ap.a_rahead, ap.a_iodone, ap.a_arg)
@@ -124,7 +137,7 @@ impl<'a> Getpages<'a> {
     /// # Safety
     ///
     /// `ap` is the argument of a VOP_GETPAGES in progress.
-    pub unsafe fn from_sync(ap: &'a mut sys::vop_getpages_args) -> Option<Self> {
+    pub(super) unsafe fn from_sync(ap: &'a mut sys::vop_getpages_args) -> Option<Self> {
         // SAFETY: the caller's promise.
         unsafe {
             Self::new(
@@ -166,7 +179,7 @@ impl<'a> Getpages<'a> {
 }
 
 /// The argument of the VOP_GETPAGES that stands for an async call.
-pub fn sync_args(ap: &sys::vop_getpages_async_args) -> sys::vop_getpages_args {
+pub(super) fn sync_args(ap: &sys::vop_getpages_async_args) -> sys::vop_getpages_args {
     sys::vop_getpages_args {
         a_gen: sys::vop_generic_args { a_desc: &raw mut sys::vop_getpages_desc },
         a_vp: ap.a_vp,

@@ -19,7 +19,7 @@ use super::{
     bufs::{self, Buf, Job, Use},
     latency,
     plan::{Extent, PAGE, Wishes},
-    request::{Answer, Call, Part, Place, Request, Target},
+    request::{Call, Part, Place, Request, Target},
     submit::{self, Walk},
     worker,
 };
@@ -27,6 +27,7 @@ use crate::{
     kpi::{
         buf::Transfer,
         errno::Errno,
+        getpages::Answer,
         sys,
         vnode::{Pointers, Vnode},
         vnode_if::Bmap,

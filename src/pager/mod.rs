@@ -13,10 +13,15 @@ pub mod worker;
 
 use self::{
     plan::Extent,
-    request::{Answer, Call, Miss, REQUESTS, prepare},
+    request::{Call, Miss, REQUESTS, prepare},
 };
 use crate::{
-    kpi::{errno::Errno, getpages::Getpages, vm_page::BusiedPage, vnode::BlockMap},
+    kpi::{
+        errno::Errno,
+        getpages::{Answer, Getpages},
+        vm_page::BusiedPage,
+        vnode::BlockMap,
+    },
     stats,
 };
 

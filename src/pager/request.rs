@@ -11,7 +11,7 @@ use crate::{
     kpi::{
         buf,
         errno::Errno,
-        getpages::{Getpages, Pending, PendingZone, Reply},
+        getpages::{Answer, Getpages, Pending, PendingZone, Reply},
         proc, sys,
         vm_object::Object,
         vm_page::BusiedPage,
@@ -106,17 +106,6 @@ impl Drop for Part {
             complete::arrive(request, Err(Errno::EIO));
         }
     }
-}
-
-/// What became of a call.
-pub enum Answer<'a> {
-    /// `VM_PAGER_OK`, or the error that the reply has told already.
-    Done(Result<(), PagerError>),
-    /// The original VOP is to serve it: nothing has been touched or told.
-    Original(Getpages<'a>),
-    /// The sync VOP is to serve it, which waits for the data: the filesystem
-    /// has no block map. Nothing has been told.
-    Emulate(Getpages<'a>),
 }
 
 /// A call of the VOP that is ours to serve.

@@ -5,10 +5,10 @@ use super::{
     bufs::{self, Buf, Job},
     complete,
     plan::{self, Extent, PAGE, Run, Step, Wishes},
-    request::{Answer, Call, Miss, Part, Place, Request, Target, failed},
+    request::{Call, Miss, Part, Place, Request, Target, failed},
 };
 use crate::{
-    kpi::{buf::Transfer, errno::Errno, vm_pager::PagerError},
+    kpi::{buf::Transfer, errno::Errno, getpages::Answer, vm_pager::PagerError},
     stats,
 };
 
