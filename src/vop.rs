@@ -1,24 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The VOPs' entry points, and how they get into FFS's vop_vectors and out again.
+//! The VOPs, and how they get into the vop_vectors and out again.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{
-    drain,
+    drain, fs,
     kpi::{
         errno::Errno,
         getpages::{Answer, Getpages},
         proc::{self, Threads},
-        vnode_if::{self, Bmap, Operations, Slot, Vector, Which},
+        vnode_if::{self, Bmap, Operations, Slot, Vector},
     },
     kprintln,
     pager::{self, deferred, worker},
     readahead, stats,
 };
-
-static FFS1: Vector = Vector::new(Which::Ffs1);
-static FFS2: Vector = Vector::new(Which::Ffs2);
-static VECTORS: [&Vector; 2] = [&FFS1, &FFS2];
 
 /// `vfs.asyncpager.enabled`: off, every call goes to the original VOP.
 pub static ENABLED: AtomicBool = AtomicBool::new(true);
@@ -61,7 +57,7 @@ impl Operations for Vops {
     }
 
     fn vectors() -> &'static [&'static Vector] {
-        &VECTORS
+        fs::vectors()
     }
 
     fn getpages_async(call: Getpages<'_>) -> Answer<'_> {
@@ -162,7 +158,7 @@ pub fn set_sync(on: bool) -> Result<(), Errno> {
 
 fn apply() -> Result<(), Errno> {
     let mut result = Ok(());
-    for vector in VECTORS {
+    for vector in fs::vectors() {
         vector.take(Slot::Async, entry(Slot::Async));
         // A promise is only for the async slot to keep.
         vector.take(Slot::Bmap, entry(Slot::Bmap));
@@ -218,7 +214,7 @@ fn give_back() -> Result<(), Errno> {
 /// Put the original back into a slot of all vectors.
 fn put_back(slot: Slot) -> Result<(), Errno> {
     // Each of them, whatever became of the one before.
-    if VECTORS.iter().filter(|vector| !vector.restore(slot, entry(slot))).count() == 0 {
+    if fs::vectors().iter().filter(|vector| !vector.restore(slot, entry(slot))).count() == 0 {
         return Ok(());
     }
     kprintln!("somebody else has replaced getpages or bmap since: unload that first");
@@ -228,7 +224,7 @@ fn put_back(slot: Slot) -> Result<(), Errno> {
 /// After a failed [`give_back`]: only what is the original now is taken again,
 /// so that whoever replaced ours keeps calling it.
 fn take_again() {
-    for vector in VECTORS {
+    for vector in fs::vectors() {
         for slot in [Slot::Async, Slot::Bmap, Slot::Sync] {
             if slot != Slot::Sync || sync() {
                 vector.take_if_original(slot, entry(slot));

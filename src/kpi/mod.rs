@@ -21,6 +21,7 @@ pub mod sys;
 pub mod sysctl;
 pub mod systm;
 pub mod taskqueue;
+pub mod ufs;
 mod uma;
 pub mod vm_object;
 pub mod vm_page;

@@ -28,17 +28,8 @@ pub type BmapFn = unsafe extern "C" fn(*mut sys::vop_bmap_args) -> c_int;
 /// Vectors are flat once registered, so that replacing the slot's pointer is
 /// all. `originals`, in the order of [`Slot`], are null until a slot is taken.
 pub struct Vector {
-    which: Which,
+    vector: fn() -> *mut sys::vop_vector,
     originals: [AtomicPtr<c_void>; 3],
-}
-
-/// The vectors that there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    /// `ffs_vnodeops1`: UFS1.
-    Ffs1,
-    /// `ffs_vnodeops2`: UFS2.
-    Ffs2,
 }
 
 /// The slots.
@@ -53,16 +44,14 @@ pub enum Slot {
 }
 
 impl Vector {
-    /// A vector that is not taken over yet.
-    pub const fn new(which: Which) -> Self {
-        Self { which, originals: [const { AtomicPtr::new(core::ptr::null_mut()) }; 3] }
+    /// A vector that is not taken over yet. It lives as long as its filesystem,
+    /// which the module depends on.
+    pub(super) const fn new(vector: fn() -> *mut sys::vop_vector) -> Self {
+        Self { vector, originals: [const { AtomicPtr::new(core::ptr::null_mut()) }; 3] }
     }
 
     fn raw(&self) -> *mut sys::vop_vector {
-        match self.which {
-            Which::Ffs1 => &raw mut sys::ffs_vnodeops1,
-            Which::Ffs2 => &raw mut sys::ffs_vnodeops2,
-        }
+        (self.vector)()
     }
 
     /// Whether the vnode's operations are this vector's.
@@ -317,11 +306,6 @@ impl<'a> Bmap<'a> {
         *self.run = c_int::try_from(pages).unwrap_or(c_int::MAX);
         Errno::EAGAIN
     }
-}
-
-/// Whether a vnode's operations are FFS's.
-pub fn is_ffs(vnode: Vnode<'_>) -> bool {
-    [Which::Ffs1, Which::Ffs2].iter().any(|which| Vector::new(*which).is_of(vnode))
 }
 
 /// Whether the slots are where the headers say, as the kernel's own

@@ -12,6 +12,7 @@ use super::{
     worker,
 };
 use crate::{
+    fs,
     kpi::{
         errno::Errno,
         getpages::{Last, Pending},
@@ -137,12 +138,14 @@ fn answer(last: Last<Request>) {
 
 /// Zero what a truncation has cut off while the block map was read.
 ///
-/// A truncation to length 0 with soft updates frees the file's blocks before it
-/// waits for the busied pages: what was read since may be another file's. The
-/// inode's size falls first, and cannot rise before the answer, since the
-/// truncation waits for it. So what lies below it now was the file's all along.
+/// A truncation may free the file's blocks before it waits for the busied pages:
+/// what was read since may be another file's. The [size](fs::FileSystem::size)
+/// falls first, and cannot rise before the answer, since the truncation waits for
+/// it. So what lies below it now was the file's all along.
 fn without_truncated(last: &Last<Request>, outcome: Result<(), Errno>) -> Result<(), Errno> {
-    let size = last.vnode().inode_size();
+    let Some(size) = fs::of(last.vnode()).and_then(|fs| fs.size(last.vnode())) else {
+        return outcome;
+    };
     let Some(first) = last.pages().first().map(BusiedPage::pindex) else { return outcome };
     let start = first.saturating_mul(PAGE);
     for (i, page) in (0u64..).zip(last.pages()) {
@@ -175,6 +178,11 @@ fn log(buf: &Buf, error: Errno) {
     {
         let (offset, bytes) = (pindex.saturating_mul(PAGE), buf.bytes());
         let size = vnode.object().map_or(0, |object| object.vnp_size());
-        kprintln!("{vnode} offset {offset}: reading {bytes} of {size} bytes failed, errno {error}");
+        let on = vnode.mounted_on();
+        let number = fs::of(vnode).and_then(|fs| fs.file_number(vnode)).unwrap_or(0);
+        kprintln!(
+            "{on} inode {number} offset {offset}: reading {bytes} of {size} bytes failed, \
+             errno {error}"
+        );
     }
 }

@@ -4,10 +4,11 @@
 use core::sync::atomic::{AtomicI32, Ordering};
 
 use super::{
-    complete, extent,
+    complete,
     plan::{self, Extent, File, PAGE, Step, Wishes},
 };
 use crate::{
+    fs::{self, FileSystem},
     kpi::{
         buf,
         errno::Errno,
@@ -121,6 +122,8 @@ pub struct Call<'a> {
 pub struct Place<'a> {
     /// The file.
     pub vnode: Vnode<'a>,
+    /// Its filesystem.
+    pub fs: &'static dyn FileSystem,
     /// Its VM object.
     pub object: Object<'a>,
     /// The device below.
@@ -216,15 +219,16 @@ impl Miss {
 
 impl<'a> Place<'a> {
     /// The place of a vnode that is locked, or whose object has pages of a
-    /// request in flight. Does not sleep.
-    pub fn new(vnode: Vnode<'a>, object: Object<'a>, device: Device<'a>) -> Self {
+    /// request in flight. `None` for one of an unknown filesystem. Does not sleep.
+    pub fn new(vnode: Vnode<'a>, object: Object<'a>, device: Device<'a>) -> Option<Self> {
+        let fs = fs::of(vnode)?;
         let geometry = plan::Device {
             block: u64::from(vnode.block_size()),
             sector: u64::from(device.sector()),
             max_pages: buf::max_pages(),
         };
         let file = File { pages: object.size(), bytes: object.vnp_size() };
-        Self { vnode, object, device, file, geometry }
+        Some(Self { vnode, fs, object, device, file, geometry })
     }
 
     /// The logical block that holds a page's first byte.
@@ -234,7 +238,7 @@ impl<'a> Place<'a> {
 
     /// Where a block and its neighbours are. May read an indirect block.
     pub fn extent(&self, lbn: u64) -> Result<Extent, Errno> {
-        self.vnode.bmap(lbn).map(extent)
+        self.vnode.bmap(lbn)
     }
 
     /// What the block map says to do for the bytes from `position` on, up to
@@ -259,7 +263,7 @@ impl<'a> Target<'a> {
     /// The target of a pending request, whose file is on `device`.
     pub fn of_pending(request: &'a Pending<Request>, device: Device<'a>) -> Option<Self> {
         let vnode = request.vnode();
-        let place = Place::new(vnode, vnode.object()?, device);
+        let place = Place::new(vnode, vnode.object()?, device)?;
         let pages = request.pages();
         let partly = request.value().last_partly_valid();
         let wanted = pages.len().saturating_sub(usize::from(partly));
@@ -285,7 +289,9 @@ pub fn prepare(vop: Getpages<'_>) -> Result<Call<'_>, Answer<'_>> {
         Err(Errno::EOPNOTSUPP) => return Err(Answer::Emulate(vop)),
         Err(error) => return Err(failed(vop, PagerError::Error, error)),
     };
-    let place = Place::new(vop.vnode, object, device);
+    let Some(place) = Place::new(vop.vnode, object, device) else {
+        return Err(Answer::Original(vop));
+    };
     let (Some(first), Some(last)) = (vop.pages.first(), vop.pages.last()) else {
         return Err(failed(vop, PagerError::Fail, Errno::EINVAL));
     };

@@ -22,10 +22,10 @@ use super::{
     profile::{self, ACCURATE, Key, Profile},
 };
 use crate::{
+    fs::MapBlock,
     kpi::buf::Claim,
     pager::{
         bufs::{self, Context, Job},
-        deferred::Missing,
         latency,
         plan::{DEV_BSIZE, PAGE, Run, Step},
         request::Place,
@@ -58,30 +58,27 @@ struct Part {
 }
 
 impl Guess {
-    /// Have the block map read, whose only level that the first page of
-    /// `range` hangs on is `missing`, and send bufs to where the pages most
-    /// likely are, as long as guesses come out right, none has failed on the
-    /// device, and the device has less than `in_flight`. `None` when nothing can be said. May sleep for a buffer.
+    /// Have the block `map` of the block map read, on which the first page of
+    /// `range` hangs, and send bufs to where the pages most likely are, as long
+    /// as speculation is accurate, none has failed on the device, and the device
+    /// has less than `in_flight`. `None` when nothing can be said. May sleep for
+    /// a buffer.
     pub fn begin(
         place: &Place<'_>,
-        missing: &Missing,
+        map: &MapBlock,
         range: Range<u64>,
         tag: usize,
         in_flight: u32,
         profile: Key,
     ) -> Option<Self> {
-        let (path, (_, map)) = *missing;
-        let [stage] = path.stages() else { return None };
-        let block = place.geometry.block;
-        let inside = range.start.saturating_mul(PAGE) % block.max(1);
-        let behind = stage.index.saturating_add(1).saturating_mul(block).saturating_add(inside);
-        let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
+        let inside = range.start.saturating_mul(PAGE) % place.geometry.block.max(1);
+        let blkno = map.likely?.saturating_add((inside / DEV_BSIZE) as i64);
         let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS], profile };
         let bufs = bufs(profile::of(profile).accuracy);
         if bufs > 0 && ENABLED.load(Ordering::Relaxed) && latency::may_speculate(place.device.id())
         {
             // First: nothing can be told before it is there.
-            if !place.vnode.read_block(stage.lbn, map) {
+            if !place.vnode.read_block(map.lbn, map.blkno) {
                 return None;
             }
             guess.send(place, bufs, tag, in_flight);
@@ -98,7 +95,7 @@ impl Guess {
             let from = at.saturating_sub(self.pages.start).saturating_mul(PAGE / DEV_BSIZE);
             let blkno = self.blkno.saturating_add(from as i64);
             let whole = pages.saturating_mul(PAGE / DEV_BSIZE) as i64;
-            let outside = blkno.saturating_add(whole) > place.vnode.fs_blocks();
+            let outside = blkno.saturating_add(whole) > place.fs.blocks(place.vnode);
             if pages == 0 || outside || latency::in_flight(place.device.id()) >= in_flight {
                 return;
             }

@@ -274,11 +274,11 @@ mutations! {
         "let promised = PROMISED.forget();" => "let promised = PROMISED.forget() && false;";
     map_waited_for: "map", "src/vop.rs",
         "|| !proc::in_sendfile()" => "|| proc::in_sendfile()";
-    wrong_pointer: "map", "src/pager/blockmap.rs",
+    wrong_pointer: "map", "src/fs/ffs/blockmap.rs",
         "let index = rest.checked_div(below)?;" => "let index = rest.checked_div(below)? / 2 * 2;";
-    pointer_to_another_level: "map-holes", "src/pager/deferred.rs",
-        "table.pointer(stage.index)" => "table.pointer(stage.index ^ 1)";
-    hole_in_the_map_read: "map-holes", "src/pager/blockmap.rs",
+    pointer_to_another_level: "map-holes", "src/fs/ffs/mod.rs",
+        "pointer(stage.index)" => "pointer(stage.index ^ 1)";
+    hole_in_the_map_read: "map-holes", "src/fs/ffs/blockmap.rs",
         "sane.then_some((blkno > 0).then_some(blkno))" => "sane.then_some(Some(blkno.max(1)))";
     neighbour_s_block_zeroed: "small-blocks", "src/pager/complete.rs",
         "if small { u64::MAX } else" => "if small && part.bytes() == 0 { u64::MAX } else";
@@ -354,9 +354,9 @@ mutations! {
     guess_failure_printed: "guess-barred", "src/pager/complete.rs",
         "Some(_) => {}" => "Some(_) => log(buf, Errno::EIO),";
     guess_behind_the_end: "guess-end", "src/readahead/speculative.rs",
-        "> place.vnode.fs_blocks()" => "> i64::MAX - 1";
+        "> place.fs.blocks(place.vnode)" => "> i64::MAX - 1";
     guess_waits_for_the_map: "guess", "src/readahead/speculative.rs",
-        "if !place.vnode.read_block(stage.lbn, map) {" => "if place.vnode.bmap(place.lbn(guess.pages.start)).is_err() {";
+        "if !place.vnode.read_block(map.lbn, map.blkno) {" => "if place.vnode.bmap(place.lbn(guess.pages.start)).is_err() {";
     guess_switched_off_tried: "guess-off", "src/readahead/speculative.rs",
         "bufs > 0 && ENABLED.load(Ordering::Relaxed)" => "bufs > 0";
     map_buffer_keeps_its_owner: "guess", "sys-headers/shim.c",
