@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 pub mod drain;
+pub mod fair;
 pub mod fs;
 #[allow(unsafe_code)]
 pub mod kpi;

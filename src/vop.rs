@@ -9,6 +9,7 @@ use crate::{
         errno::Errno,
         getpages::{Answer, Getpages},
         proc::{self, Threads},
+        systm,
         vnode_if::{self, Bmap, Operations, Slot, Vector},
     },
     kprintln,
@@ -124,10 +125,14 @@ fn entry(slot: Slot) -> vnode_if::Entry {
     vnode_if::entry::<Vops>(slot)
 }
 
-/// Serializes changes to the slots; a concurrent caller gets EBUSY.
-fn changing<T>(change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    if CHANGING.swap(true, Ordering::Acquire) {
-        return Err(Errno::EBUSY);
+/// Serializes changes to the slots. Sleeps while another thread changes them;
+/// unless the caller is `patient`, it gets EBUSY.
+fn changing<T>(patient: bool, change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    while CHANGING.swap(true, Ordering::Acquire) {
+        if !patient {
+            return Err(Errno::EBUSY);
+        }
+        systm::pause(1);
     }
     let result = change();
     CHANGING.store(false, Ordering::Release);
@@ -136,7 +141,7 @@ fn changing<T>(change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
 
 /// Take the slots over, the sync ones as the switch says.
 pub fn take() -> Result<(), Errno> {
-    changing(|| {
+    changing(true, || {
         TAKEN.store(true, Ordering::Relaxed);
         PROMISING.store(true, Ordering::SeqCst);
         apply()
@@ -150,7 +155,7 @@ pub fn sync() -> bool {
 
 /// Change the wish about the sync slots, and the slots with it.
 pub fn set_sync(on: bool) -> Result<(), Errno> {
-    changing(|| {
+    changing(false, || {
         SYNC.store(on, Ordering::Relaxed);
         if TAKEN.load(Ordering::Relaxed) { apply() } else { Ok(()) }
     })
@@ -174,7 +179,7 @@ fn apply() -> Result<(), Errno> {
 /// Put the originals back and wait until no thread can be inside any more. On
 /// an error everything is at work again.
 pub fn restore() -> Result<(), Errno> {
-    changing(|| {
+    changing(true, || {
         let given = give_back();
         if given.is_err() {
             take_again();

@@ -21,7 +21,7 @@ use core::{
 };
 
 use self::pool::tail;
-pub use self::pool::{Fifo, Pool};
+pub use self::pool::{Fifo, Pool, Room};
 use super::{
     errno::Errno,
     sys,
@@ -60,6 +60,9 @@ pub trait Completion: Send + Sized + 'static {
     /// Called in the disk's completion thread, once for each [`Pbuf::send`].
     /// Must not sleep.
     fn completed(buf: Pbuf<Self>);
+
+    /// Called in the thread that has dropped a [`Claim`], when the buf is back.
+    fn abandoned(buf: Pbuf<Self>);
 }
 
 /// An owned buf that is not in flight. It dereferences to its context.
@@ -543,7 +546,7 @@ impl<C: Completion> Claim<C> {
 
 impl<C: Completion> Drop for Claim<C> {
     fn drop(&mut self) {
-        drop(self.take_back());
+        C::abandoned(self.take_back());
     }
 }
 

@@ -338,6 +338,13 @@ impl<'a> Device<'a> {
         Self(bo, PhantomData)
     }
 
+    /// Whether a read of a sector that was never written may be an error, or that
+    /// cannot be told now. Locks: none of GEOM's. Sleeps: no.
+    pub fn verifies(&self) -> bool {
+        // SAFETY: a mounted filesystem keeps its device's bufobj and consumer.
+        unsafe { sys::shim_device_verifies(self.0.as_ptr()) }
+    }
+
     /// What tells this device from others; not to be looked behind.
     pub fn id(&self) -> usize {
         self.0.as_ptr() as usize

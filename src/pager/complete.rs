@@ -32,11 +32,13 @@ pub fn part(mut buf: Buf) {
     let around = behind + buf.ahead();
     let outcome = settle(&mut buf);
     if let Err(error) = outcome {
-        if let Job::Part { retried, .. } = &mut buf.job
+        if let Job::Part { part, retried } = &mut buf.job
             && !*retried
             && is_worth_retrying(error, around)
         {
             *retried = true;
+            // The vnode's lock has gone with the VOP.
+            part.request().inspect(|request| request.value().unlocked());
             narrow(&mut buf, behind);
             worker::push(buf);
             return;
@@ -122,7 +124,7 @@ pub fn arrive(request: Pending<Request>, outcome: Result<(), Errno>) {
 fn answer(last: Last<Request>) {
     let request = last.value();
     let mut outcome = request.outcome();
-    if request.is_deferred() {
+    if request.was_unlocked() {
         outcome = without_truncated(&last, outcome);
     }
     match (outcome, last.vnode().object()) {
@@ -136,12 +138,13 @@ fn answer(last: Last<Request>) {
     last.answer(outcome);
 }
 
-/// Zero what a truncation has cut off while the block map was read.
+/// Zero what a truncation has cut off since the VOP has returned.
 ///
 /// A truncation may free the file's blocks before it waits for the busied pages:
 /// what was read since may be another file's. The [size](fs::FileSystem::size)
-/// falls first, and cannot rise before the answer, since the truncation waits for
-/// it. So what lies below it now was the file's all along.
+/// falls first, and the truncation ends only after the answer. So what lies below
+/// it now was the file's all along. (FFS without soft updates raises the size
+/// again for a while, but waits for the busied pages before it frees a block.)
 fn without_truncated(last: &Last<Request>, outcome: Result<(), Errno>) -> Result<(), Errno> {
     let Some(size) = fs::of(last.vnode()).and_then(|fs| fs.size(last.vnode())) else {
         return outcome;

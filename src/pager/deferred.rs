@@ -52,7 +52,7 @@ pub fn promise(call: &Bmap<'_>) -> Option<u32> {
     // Most calls end here: the map is in memory.
     let map = fs::of(call.vnode)?.missing_map(call.vnode, call.lbn)?;
     let place = place(call.vnode)?;
-    if !bufs::available(Use::Map) {
+    if !bufs::map_available(place.device.id()) {
         return None;
     }
     latency::mounted(place.device.id(), call.vnode.mounting());
@@ -114,7 +114,7 @@ fn first_read(call: &Call<'_>) -> Option<(Buf, usize)> {
     if place.lbn(first + wanted as u64 - 1) >= map.end {
         return None;
     }
-    let mut buf = bufs::alloc(Use::Map)?;
+    let mut buf = bufs::alloc(Use::Map, place.device)?;
     let Piece { blkno, bytes } = map.piece;
     if !buf.fill_unmanaged(bytes / PAGE as u32) {
         return None;
@@ -133,7 +133,7 @@ pub fn map_read(mut buf: Buf) {
 }
 
 /// Go on with a request whose pointers have been read. Gives the buf back when
-/// there is no other one to go on with. May sleep for a bio, never for a disk.
+/// there is no other one to go on with. May sleep for a bio.
 pub fn go_on(mut buf: Buf) -> Option<Buf> {
     match next(&mut buf) {
         Ok(Next::Read) => bufs::send(buf),
@@ -190,7 +190,7 @@ fn next(buf: &mut Buf) -> Result<Next, Errno> {
         let Some(run) = walk.next(&target, Wishes::default(), extent)? else {
             return Ok(Next::Done);
         };
-        let Some(mut data) = bufs::alloc(Use::Deferred) else {
+        let Some(mut data) = bufs::alloc(Use::Deferred, place.device) else {
             if let Job::Map(read) = &mut buf.job {
                 read.walk = before;
             }

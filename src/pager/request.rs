@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! A call of the VOP: what it asks for, and whether it is ours to serve.
 
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use super::{
     complete,
@@ -35,17 +35,19 @@ pub static REQUESTS: PendingZone<Request> = PendingZone::new();
 /// 4. The last one to arrive answers the request (`complete`).
 pub struct Request {
     last_partly_valid: bool,
-    deferred: bool,
+    /// Whether any of its data is read while the vnode may be unlocked.
+    unlocked: AtomicBool,
     /// The first error; 0 for none.
     error: AtomicI32,
 }
 
 impl Request {
-    /// Pend the request that a call is; `deferred` says that its block map is
-    /// yet to be read. The reply comes back when the call has too many pages.
-    pub fn pend(target: &Target<'_>, reply: Reply, deferred: bool) -> Result<Pending<Self>, Reply> {
+    /// Pend the request that a call is; `unlocked` says that its block map is yet
+    /// to be read. The reply comes back when the call has too many pages.
+    pub fn pend(target: &Target<'_>, reply: Reply, unlocked: bool) -> Result<Pending<Self>, Reply> {
         let last_partly_valid = target.last_partly_valid();
-        let request = Self { last_partly_valid, deferred, error: AtomicI32::new(0) };
+        let (unlocked, error) = (AtomicBool::new(unlocked), AtomicI32::new(0));
+        let request = Self { last_partly_valid, unlocked, error };
         REQUESTS.pend(target.place.vnode, reply, request)
     }
 
@@ -54,9 +56,14 @@ impl Request {
         self.last_partly_valid
     }
 
-    /// Whether its data are read without the vnode's lock, after its block map.
-    pub fn is_deferred(&self) -> bool {
-        self.deferred
+    /// Whether any of its data was read while the vnode may have been unlocked.
+    pub fn was_unlocked(&self) -> bool {
+        self.unlocked.load(Ordering::Relaxed)
+    }
+
+    /// A part of its data is about to be read while the vnode may be unlocked.
+    pub fn unlocked(&self) {
+        self.unlocked.store(true, Ordering::Relaxed);
     }
 
     /// Keep an error, if it is the first one.

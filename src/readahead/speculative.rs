@@ -75,7 +75,10 @@ impl Guess {
         let blkno = map.likely?.saturating_add((inside / DEV_BSIZE) as i64);
         let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS], profile };
         let bufs = bufs(profile::of(profile).accuracy);
-        if bufs > 0 && ENABLED.load(Ordering::Relaxed) && latency::may_speculate(place.device.id())
+        let device = place.device;
+        if bufs > 0
+            && ENABLED.load(Ordering::Relaxed)
+            && latency::may_speculate(device.id(), || !device.verifies())
         {
             // First: nothing can be told before it is there.
             if !place.vnode.read_block(map.lbn, map.blkno) {

@@ -146,12 +146,31 @@ pub fn in_proc0<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// `allproc`: a list of the one process.
+/// A process that fork(2) has listed and not finished: its thread, of whatever
+/// class, has no td_lock yet.
+fn newborn() -> *mut sys::proc_ {
+    let (process, thread): (*mut sys::proc_, *mut sys::thread) = (low::zeroed(), low::zeroed());
+    // SAFETY: fresh memory.
+    unsafe {
+        (*process).p_pid = 78;
+        (*process).p_state = sys::PRS_NEW;
+        locks::own_mutex(&raw mut (*process).p_mtx, "process lock");
+        (*thread).td_proc = process;
+        (*thread).td_pri_class = sys::PRI_IDLE as u8;
+        (*process).p_threads.tqh_first = thread;
+    }
+    process
+}
+
+/// `allproc`: a list of one process, and one that is just being made.
 pub fn allproc() -> *mut u8 {
     static PLACE: LazyLock<usize> = LazyLock::new(|| {
         let head: *mut *mut sys::proc_ = low::zeroed();
         // SAFETY: fresh memory.
-        unsafe { *head = process() };
+        unsafe {
+            *head = newborn();
+            (**head).p_list.le_next = process();
+        }
         head as usize
     });
     *PLACE as *mut u8

@@ -180,6 +180,7 @@ impl Disk {
             (*ops).bop_strategy = Some(strategy);
             (*bufobj).bo_ops = ops;
             (*bufobj).bo_bsize = sector;
+            (*bufobj).bo_private = consumer().cast();
         }
         let disk = Arc::new(Self {
             bufobj,
@@ -204,6 +205,16 @@ impl Disk {
         });
         *PUMPED.lock().unwrap() = (!threaded).then(|| disk.clone());
         (disk, thread)
+    }
+
+    /// Let the provider two below the filesystem be of this class.
+    pub fn set_class(&self, name: &'static std::ffi::CStr) {
+        // SAFETY: what `consumer` has made, which lives for ever.
+        unsafe {
+            let top: *mut sys::g_consumer = (*self.bufobj).bo_private.cast();
+            let below = (*(*(*top).provider).geom).consumer.lh_first;
+            (*(*(*(*below).provider).geom).class).name = name.as_ptr();
+        }
     }
 
     /// Change how the disk behaves from the next buf on.
@@ -411,6 +422,26 @@ impl Disk {
         // SAFETY: the callback that came with the buf, once.
         run_as(Context::Completion, "b_iodone", || unsafe { iodone.map(|iodone| iodone(bp)) });
     }
+}
+
+/// A consumer of a provider of a class that verifies nothing, over another one.
+fn consumer() -> *mut sys::g_consumer {
+    let below = std::ptr::null_mut();
+    [c"DISK", c"LABEL"].into_iter().fold(below, |below: *mut sys::g_consumer, class| {
+        let consumer: *mut sys::g_consumer = low::zeroed();
+        let provider: *mut sys::g_provider = low::zeroed();
+        let geom: *mut sys::g_geom = low::zeroed();
+        let g_class: *mut sys::g_class = low::zeroed();
+        // SAFETY: fresh memory.
+        unsafe {
+            (*g_class).name = class.as_ptr();
+            (*geom).class = g_class;
+            (*geom).consumer.lh_first = below;
+            (*provider).geom = geom;
+            (*consumer).provider = provider;
+        }
+        consumer
+    })
 }
 
 /// Copy data to where the buf wants it: its mapping, or its pages.

@@ -240,6 +240,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "_rw_wunlock_cookie" => locks::rw_wunlock,
         "_sx_slock" => locks::sx_slock,
         "_sx_sunlock" => locks::sx_sunlock,
+        "_sx_xunlock" => locks::sx_xunlock,
         "_vn_lock" => vnode::vn_lock,
         "bdone" => buf::bdone,
         "binuptime" => clock::binuptime,
@@ -252,9 +253,9 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "counter_u64_free" => cpu::counter_u64_free,
         "crfree" => buf::crfree,
         "crhold" => buf::crhold,
-        "cv_broadcastpri" => condvar::cv_broadcast,
         "cv_destroy" => condvar::cv_destroy,
         "cv_init" => condvar::cv_init,
+        "cv_signal" => condvar::cv_signal,
         "critical_enter_KBI" => cpu::critical_enter,
         "critical_exit_KBI" => cpu::critical_exit,
         "eventratecheck" => eventratecheck,
@@ -288,6 +289,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "sched_unbind" => cpu::sched_unbind,
         "strcmp" => libc::strcmp,
         "strlcpy" => strlcpy,
+        "sx_try_xlock_" => locks::sx_try_xlock,
         "sysctl_add_oid" => sysctl::sysctl_add_oid,
         "sysctl_ctx_free" => sysctl::sysctl_ctx_free,
         "sysctl_ctx_init" => sysctl::sysctl_ctx_init,
@@ -340,6 +342,7 @@ fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
     data("ffs_vnodeops1", one.cast());
     data("ffs_vnodeops2", two.cast());
     data("sysctl___vfs", sysctl::vfs().cast());
+    data("topology_lock", low::zeroed::<[u64; 16]>().cast());
     for (name, value) in [
         ("maxphys", buf::MAXPHYS as u64),
         ("bogus_page", vm::Page::bogus().0 as u64),

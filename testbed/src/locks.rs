@@ -373,6 +373,28 @@ pub unsafe extern "C" fn mtx_unlock(cookie: *mut usize, _: c_int, _: *const c_ch
 
 // sx(9): allproc_lock.
 
+/// `sx_try_xlock_`: GEOM's topology lock, the only one that is tried.
+pub extern "C" fn sx_try_xlock(sx: *mut c_void, file: *const c_char, line: c_int) -> c_int {
+    static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("GEOM topology", "sx"));
+    let lock = Lock {
+        address: sx as usize,
+        class: *CLASS,
+        sleepable: true,
+        recursable: false,
+        dup_ok: false,
+    };
+    let got = try_take(&mut LOCKS.lock().unwrap(), lock.address, true);
+    if got {
+        witness::acquired(lock, true, Place::new("sx_try_xlock", file, line));
+    }
+    c_int::from(got)
+}
+
+/// `_sx_xunlock`.
+pub extern "C" fn sx_xunlock(sx: *mut c_void, _: *const c_char, _: c_int) {
+    release("sx_xunlock", sx as usize, true);
+}
+
 /// `_sx_slock`.
 pub extern "C" fn sx_slock(sx: *mut c_void, _: c_int, file: *const c_char, line: c_int) -> c_int {
     static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("allproc", "sx"));

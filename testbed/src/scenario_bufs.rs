@@ -33,11 +33,14 @@ pub const ALL: &[(&str, Run)] = &[
     ("promise-not-kept", promise_not_kept),
     ("map-truncated", map_truncated),
     ("use-buf-pager-off", use_buf_pager_off),
+    ("bufs-hung", bufs_hung),
+    ("retry-truncated", retry_truncated),
 ];
 
-/// Bufs that the module has here, and how many of them requests may have.
+/// Bufs that the module has here, and how many of them requests to one device may
+/// have: as many as they leave, but for those that are kept.
 const BUFS: usize = 16;
-const REQUESTS: usize = BUFS - BUFS / 8;
+const REQUESTS: usize = (BUFS - BUFS / 8) / 2;
 
 /// Load the module anew with so few bufs.
 fn few_bufs(bed: &mut Bed, ko: &Path) -> Result<()> {
@@ -192,7 +195,7 @@ fn bufs_readahead(bed: &mut Bed, ko: &Path) -> Result<()> {
         .context("the disk does not read")?;
     hang(bed);
     let all: Vec<_> = streams.iter().filter_map(|f| Sending::begin(f, 0, 16 * P, 100)).collect();
-    let saturated = || ahead("not_buf") > 0 || ahead("bufs") >= BUFS as u64 / 2;
+    let saturated = || ahead("not_buf") > 0;
     wait_until("read-ahead has all bufs that it may have", saturated)?;
     let out = buf::out();
     ensure!(out <= BUFS / 2 + 2 * all.len(), "{out} bufs are in flight");
@@ -237,7 +240,7 @@ fn bufs_map_starved(bed: &mut Bed, ko: &Path) -> Result<()> {
         wait_until("the request has the last bufs, and waits", || {
             buf::out() == BUFS && counter("waited_buf") > waits
         })?;
-        ensure!(!sending.is_over(), "30 runs were read with 2 bufs");
+        ensure!(!sending.is_over(), "30 runs were read with a few bufs");
         bed.disk.behave(Manners::default());
         wait_until("all is over", || {
             bed.disk.hurry();
@@ -332,5 +335,70 @@ fn use_buf_pager_off(bed: &mut Bed, ko: &Path) -> Result<()> {
     let outcome = sendfile::getpages_async(&file, &pages, 0, 0);
     ensure!(outcome.error == libc::EINVAL, "{outcome:?}");
     pages.iter().for_each(|page| vm::unwire(*page, true));
+    Ok(())
+}
+
+/// However many requests wait for a disk that does not answer, another disk's find
+/// bufs.
+fn bufs_hung(bed: &mut Bed, ko: &Path) -> Result<()> {
+    few_bufs(bed, ko)?;
+    let mut other = bed.other_disk(bed.disk.image().len(), 7);
+    let map: Vec<_> = (0..12).map(|i| Some(20 + i)).collect();
+    let (mine, quick) =
+        (bed.synthetic(BLOCK, &map, 12 * BLOCK, true), other.file(BLOCK, &map, 12 * BLOCK));
+    hang(bed);
+    std::thread::scope(|scope| -> Result<()> {
+        let hung: Vec<_> = (0..BUFS as u64 + 4)
+            .map(|i| {
+                let mine = &mine;
+                scope.spawn(move || {
+                    cpu::attach();
+                    Sending::begin(mine, 2 * i * P, P, 0)
+                })
+            })
+            .collect();
+        wait_until("some of them wait", || counter("waited_buf") > 0)?;
+        let waits = counter("waited_buf");
+        for i in 0..12 {
+            send(bed, &quick, i * BLOCK, BLOCK, 0)?;
+        }
+        let begun = hung.iter().filter(|hung| hung.is_finished()).count();
+        bed.disk.behave(Manners::default());
+        wait_until("all have begun", || {
+            bed.disk.hurry();
+            hung.iter().all(|hung| hung.is_finished())
+        })?;
+        for (i, hung) in (0..).zip(hung) {
+            let sending = hung.join().map_err(|_| anyhow!("a sender panicked"))?;
+            finish(bed, &mine, sending.context("the file is gone")?, 2 * i * P, P)?;
+        }
+        ensure!(begun < BUFS, "{begun} requests have bufs for a disk that hangs, {waits} wait");
+        Ok(())
+    })
+}
+
+/// A file is truncated between a failed read and its repetition, and its blocks are
+/// another file's at once.
+fn retry_truncated(bed: &mut Bed, _: &Path) -> Result<()> {
+    let map: Vec<_> = (0..8).map(|b| Some(10 + b)).collect();
+    let file = bed.synthetic(BLOCK, &map, 8 * BLOCK, true);
+    let (first, ahead) = (10 * BLOCK + 8 * P, 10 * BLOCK + 20 * P);
+    let bad = vec![(ahead..ahead + 512, libc::EIO)];
+    let latency: crate::disk::Latency = Duration::from_secs(600).into();
+    bed.disk.behave(Manners { latency, bad, ..Manners::default() });
+    let sending = Sending::begin(&file, 8 * P, 4 * P, 16).context("the file is gone")?;
+    bed.disk.hurry();
+    wait_until("it is read again", || counter("retries") == 1 && bed.disk.waiting() == 1)?;
+    file.free_blocks();
+    (0..4 * P / 512).for_each(|i| bed.disk.write(first + i * 512, &[0x77; 512]));
+    bed.disk.behave(Manners::default());
+    wait_until("it is over", || {
+        bed.disk.hurry();
+        sending.is_over()
+    })?;
+    let mut got = Vec::new();
+    let sent = sending.finish(true, |bytes| got.extend_from_slice(bytes));
+    ensure!(sent == Ok(()), "{sent:?}");
+    ensure!(got.iter().all(|byte| *byte == 0), "another file's bytes are sent");
     Ok(())
 }

@@ -43,6 +43,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("guess-error", guess_error),
     ("guess-barred", guess_barred),
     ("guess-hung", guess_hung),
+    ("guess-verified", guess_verified),
     ("guess-end", guess_end),
     ("guess-off", guess_off),
     ("map-untrusted", map_untrusted),
@@ -210,6 +211,22 @@ fn guess_barred(bed: &mut Bed, _: &Path) -> Result<()> {
     }
     let said = kernel::messages().split_off(said);
     ensure!(said.is_empty(), "printed for a read that nobody asked for: {said:?}");
+    Ok(())
+}
+
+/// Nothing is speculated on below a provider that verifies what it reads: sectors
+/// that were never written are errors there, and it says so on the console.
+fn guess_verified(bed: &mut Bed, _: &Path) -> Result<()> {
+    slow(bed, 5)?;
+    for (generation, class, tried) in [(3, c"ELI", false), (4, c"MIRROR", true), (5, c"ELI", false)]
+    {
+        bed.disk.set_class(class);
+        let guessed = ahead("guessed");
+        let file = straight(bed);
+        mount_anew(&file, generation);
+        begin(bed, &file)?;
+        ensure!((ahead("guessed") > guessed) == tried, "{class:?}: {:?}", sysctl::counters());
+    }
     Ok(())
 }
 

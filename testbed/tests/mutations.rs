@@ -358,7 +358,7 @@ mutations! {
     guess_waits_for_the_map: "guess", "src/readahead/speculative.rs",
         "if !place.vnode.read_block(map.lbn, map.blkno) {" => "if place.vnode.bmap(place.lbn(guess.pages.start)).is_err() {";
     guess_switched_off_tried: "guess-off", "src/readahead/speculative.rs",
-        "bufs > 0 && ENABLED.load(Ordering::Relaxed)" => "bufs > 0";
+        "            && ENABLED.load(Ordering::Relaxed)\n" => "";
     map_buffer_keeps_its_owner: "guess", "sys-headers/shim.c",
         "vfs_busy_pages(bp, 0);\n\tBUF_KERNPROC(bp);" => "vfs_busy_pages(bp, 0);";
     map_of_an_untrusted_mount: "map-untrusted", "sys-headers/shim.c",
@@ -373,7 +373,7 @@ mutations! {
         "const BUDGET: u32 = 256;" => "const BUDGET: u32 = 1 << 30;";
     streams_starved: "stream-many", "src/readahead/mod.rs",
         "HAND.store(stopped.unwrap_or(0) as u32, Ordering::Relaxed);" => "HAND.store(0 * stopped.unwrap_or(0) as u32, Ordering::Relaxed);";
-    hung_disk_has_all_threads: "stream-hung", "src/readahead/mod.rs",
+    hung_disk_has_all_threads: "stream-hung", "src/fair.rs",
         "at(device) < at(0)" => "at(device) < at(0) + THREADS";
     unload_waits_for_a_hung_disk: "guess-hung", "src/readahead/mod.rs",
         "    STOPPED.store(true, Ordering::SeqCst);\n    TIMER.drain();" => "    STOPPED.store(true, Ordering::SeqCst);\n    drain();";
@@ -412,13 +412,13 @@ mutations! {
     loaded_bufs_kept_while_waiting: "bufs-none", "src/pager/submit.rs",
         "                    bufs::send(buf);" => "                    core::mem::forget(buf);";
     truncated_and_sent: "map-truncated", "src/pager/complete.rs",
-        "if request.is_deferred() {" => "if false {";
+        "if request.was_unlocked() {" => "if false {";
     truncated_and_aborted: "map-truncated", "src/pager/complete.rs",
         "if size <= start { Ok(()) } else { outcome }" => "outcome";
     overlong_call_passed_on: "use-buf-pager-off", "src/pager/request.rs",
         "return Err(failed(vop, PagerError::Fail, Errno::EINVAL));\n    }\n    if !place" => "return Err(Answer::Original(vop));\n    }\n    if !place";
     idle_class_overtaken: "unload-idle-entering", "src/drain.rs",
-        "    outlast_pass()?;\n    outlast_idle_class()" => "    outlast_pass()";
+        "outlast_idle_class([before, IdleClass::awake()])" => "drop(before); Ok(())";
     entering_not_waited_for: "unload-idle-entering", "src/vop.rs",
         "drain::outlast_threads()?;" => "";
     leaving_not_waited_for: "unload-idle-leaving", "src/vop.rs",
@@ -491,4 +491,16 @@ unchecked! {
         "vnode::ffs_mismatch()" => "vnode::ffs_mismatch().filter(|_| false)";
     lock_named_like_one_of_another_kind: "sync", "sys-headers/shim.c",
         "BUF_LOCKINIT(bp, \"asyncpager buf\");" => "BUF_LOCKINIT(bp, \"asyncpager\");";
+    hung_disk_has_all_bufs: "bufs-hung", "src/pager/bufs.rs",
+        "free > requests || free > 0 && requests == 0" => "free > 0 || requests > free";
+    retry_and_the_old_size: "retry-truncated", "src/pager/complete.rs",
+        "part.request().inspect(|request| request.value().unlocked());" => "let _ = &part;";
+    thread_that_is_not_finished_locked: "unload-idle-runs", "sys-headers/shim.c",
+        "if (p->p_state != PRS_NORMAL) {" => "if (p == NULL) {";
+    guess_below_geli: "guess-verified", "sys-headers/shim.c",
+        "strcmp(pp->geom->class->name, \"ELI\") == 0" => "pp->geom->class == NULL";
+    waiting_thread_not_woken: "bufs-none", "src/kpi/buf/pool.rs",
+        "            self.available.signal();" => "";
+    next_waiting_thread_not_asked: "bufs-hung", "src/kpi/buf/pool.rs",
+        "        self.ask_next(&mut free);\n        drop(free);\n        Pbuf::new(bp, context)\n" => "        drop(free);\n        Pbuf::new(bp, context)\n";
 }

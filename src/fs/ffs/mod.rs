@@ -56,7 +56,14 @@ impl FileSystem for Ffs {
         // the inode, and what it leads to behind that (ffs_blkpref_ufs1()).
         let behind = stage.index.saturating_add(1).saturating_mul(block) / DEV_BSIZE;
         let likely = (stages.len() == 1).then(|| blkno.saturating_add(behind as i64));
-        Some(MapBlock { level, lbn: stage.lbn, blkno, piece, end: path.end(), likely })
+        Some(MapBlock {
+            level,
+            lbn: stage.lbn,
+            blkno,
+            piece,
+            end: end(&path, lbn, pointers, block),
+            likely,
+        })
     }
 
     fn follow(&self, vnode: Vnode<'_>, lbn: u64, level: usize, bytes: &[u8]) -> Option<Next> {
@@ -119,6 +126,15 @@ fn piece(
     let bytes = range.end.saturating_sub(range.start) as u32;
     let blkno = blkno.saturating_add((range.start / DEV_BSIZE) as i64);
     Some((Piece { blkno, bytes }, range.start / width))
+}
+
+/// The first block of the file that the piece of the last level, which is read for
+/// block `lbn`, does not lead to.
+fn end(path: &Path, lbn: u64, pointers: Pointers, block: u64) -> u64 {
+    let Some(stage) = path.stages().last() else { return path.end() };
+    let width = if pointers.wide { 8 } else { 4 };
+    let range = blockmap::piece(stage.index, width, block, PAGE);
+    lbn.saturating_sub(stage.index).saturating_add(range.end / width).min(path.end())
 }
 
 fn table<'a>(
