@@ -8,11 +8,11 @@ use core::{
     mem::{self, ManuallyDrop},
     ptr::NonNull,
     slice,
-    sync::atomic::{AtomicUsize, Ordering, fence},
 };
 
 use super::{
-    buf, errno::Errno, sys, uma::Zone, vm_page::BusiedPage, vm_pager::PagerError, vnode::Vnode,
+    buf, errno::Errno, sync::Shares, sys, uma::Zone, vm_page::BusiedPage, vm_pager::PagerError,
+    vnode::Vnode,
 };
 
 /// C's type of a getpages completion callback.
@@ -245,7 +245,7 @@ impl<T: Send + Sync> PendingZone<T> {
             let reply = ManuallyDrop::new(reply);
             let reply = Reply { iodone: reply.iodone, arg: reply.arg, pages, count: reply.count };
             item.write(Item {
-                references: AtomicUsize::new(1),
+                shares: Shares::one(),
                 zone: self,
                 vnode: vnode.address(),
                 reply,
@@ -258,7 +258,7 @@ impl<T: Send + Sync> PendingZone<T> {
 
 /// A pending call in memory; its pages lie behind it.
 struct Item<T: 'static> {
-    references: AtomicUsize,
+    shares: Shares,
     zone: &'static PendingZone<T>,
     vnode: NonNull<sys::vnode>,
     reply: Reply,
@@ -276,8 +276,8 @@ const _: () = assert!(align_of::<Item<()>>() >= align_of::<sys::vm_page_t>());
 ///
 /// # Invariants
 ///
-/// The item is alive while there is a share, or its [`Last`]. `references`
-/// counts the shares.
+/// The item is alive while there is a share, or its [`Last`]. `shares`
+/// counts them.
 pub struct Pending<T: 'static>(NonNull<Item<T>>);
 
 // SAFETY: the value is shared by threads that each have a share.
@@ -313,19 +313,14 @@ impl<T> Pending<T> {
     }
 
     fn release(&self) -> Option<Last<T>> {
-        if self.item().references.fetch_sub(1, Ordering::Release) != 1 {
-            return None;
-        }
-        // What the other shares have written is seen before the answer.
-        fence(Ordering::Acquire);
-        Some(Last(self.0))
+        self.item().shares.release().then(|| Last(self.0))
     }
 }
 
 impl<T> Clone for Pending<T> {
     /// One more share.
     fn clone(&self) -> Self {
-        self.item().references.fetch_add(1, Ordering::Relaxed);
+        self.item().shares.add();
         Self(self.0)
     }
 }

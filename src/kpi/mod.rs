@@ -17,6 +17,7 @@ pub mod module;
 pub mod mutex;
 pub mod proc;
 pub mod smp;
+mod sync;
 pub mod sys;
 pub mod sysctl;
 pub mod systm;
@@ -28,3 +29,8 @@ pub mod vm_page;
 pub mod vm_pager;
 pub mod vnode;
 pub mod vnode_if;
+
+/// What [`sync`] is made of; loom's, in its tests.
+mod atomic {
+    pub use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering, fence};
+}

@@ -337,12 +337,12 @@ mutations! {
         "if missing.is_some() && !patient {" => "if missing.is_some() && !patient && in_flight == 0 {";
     right_and_waited_for: "guess-late", "src/readahead/speculative.rs",
         "if let Some(back) = buf.leave() {" => "if let Some(back) = Some(buf.wait()) {";
-    accepted_and_left: "guess", "src/kpi/buf.rs",
-        "(before == BACK).then(|| Pbuf(this.0, PhantomData))" => "(before > WANTED).then(|| Pbuf(this.0, PhantomData))";
-    rejected_in_flight: "guess-wrong", "src/kpi/buf.rs",
-        "swap(WANTED, Ordering::AcqRel) != BACK" => "swap(WANTED, Ordering::AcqRel) > WANTED";
-    back_before_it_is_judged: "guess", "src/kpi/buf.rs",
-        "LEFT => C::completed(" => "LEFT | SENT => C::completed(";
+    accepted_and_left: "guess", "src/kpi/sync.rs",
+        "self.0.swap(LEFT, Ordering::AcqRel) == BACK" => "self.0.swap(LEFT, Ordering::AcqRel) > WANTED";
+    rejected_in_flight: "guess-wrong", "src/kpi/sync.rs",
+        "self.0.swap(WANTED, Ordering::AcqRel) == BACK" => "self.0.swap(WANTED, Ordering::AcqRel) <= WANTED";
+    back_before_it_is_judged: "guess", "src/kpi/sync.rs",
+        "            LEFT => Back::Left," => "            LEFT | SENT => Back::Left,";
     guess_tried_again_at_once: "guess-wrong", "src/readahead/speculative.rs",
         "(false, _) => 0," => "(false, _) => 3,";
     guess_never_tried_again: "guess-luck", "src/readahead/speculative.rs",

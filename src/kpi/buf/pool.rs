@@ -7,11 +7,11 @@ use core::{
     marker::PhantomData,
     mem::{self, ManuallyDrop, MaybeUninit},
     ptr::{self, NonNull},
-    sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering},
+    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
 };
 
 use super::{Pbuf, max_pages};
-use crate::kpi::{condvar::Condvar, errno::Errno, mutex::Mutex, sys};
+use crate::kpi::{condvar::Condvar, errno::Errno, mutex::Mutex, sync::Handover, sys};
 
 /// What lies behind a buf and its pages in memory.
 ///
@@ -22,7 +22,7 @@ use crate::kpi::{condvar::Condvar, errno::Errno, mutex::Mutex, sys};
 /// is in. `claim` may be used by anybody who knows that the buf is out.
 #[repr(C)]
 pub(super) struct Tail<C: 'static> {
-    pub(super) claim: AtomicU8,
+    pub(super) claim: Handover,
     pub(super) pool: &'static Pool<C>,
     next: *mut sys::buf,
     pub(super) context: UnsafeCell<MaybeUninit<C>>,
@@ -126,7 +126,7 @@ impl<C> Pool<C> {
                 let bp: *mut sys::buf = memory.add(i * stride).cast();
                 let tail: *mut Tail<C> = memory.add(i * stride + offset).cast();
                 tail.write(Tail {
-                    claim: AtomicU8::new(0),
+                    claim: Handover::new(),
                     pool: self,
                     next: ptr::null_mut(),
                     context: UnsafeCell::new(MaybeUninit::uninit()),
