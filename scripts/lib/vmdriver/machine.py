@@ -9,6 +9,8 @@ import tempfile
 from . import disks
 from .errors import NoInput, Unavailable
 
+PACKAGES = pathlib.Path(__file__).resolve().parents[1] / "packages"
+
 # A boot sector that ends QEMU: mov dx, 0xf4; mov al, 0; out dx, al; hlt.
 PROBE = bytes([0xBA, 0xF4, 0x00, 0xB0, 0x00, 0xEE, 0xF4]).ljust(510, b"\0") + b"\x55\xaa"
 PROBE_SECONDS = 2
@@ -21,8 +23,17 @@ def find_qemu(program):
     """The path of QEMU."""
     path = shutil.which(program)
     if path is None:
-        raise Unavailable(f"no {program}: apt-get install qemu-system-x86, or say --qemu PROGRAM")
+        raise Unavailable(f"no {program}: install {package('qemu')}, or name another QEMU with --qemu")
     return path
+
+
+def package(program):
+    """The Debian package that scripts/lib/packages lists for a program."""
+    for line in PACKAGES.read_text().splitlines():
+        name, debian, *_ = (*line.split("|"), "", "")
+        if name.strip() == program:
+            return debian.strip()
+    return program
 
 
 def accelerator(qemu):

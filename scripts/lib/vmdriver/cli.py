@@ -10,7 +10,7 @@ import sys
 from . import session
 from .errors import Failure, Usage
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 DESCRIPTION = """\
 Runs FreeBSD in QEMU, with the archive of `make freebsd` in it and without a network.
