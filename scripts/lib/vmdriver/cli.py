@@ -59,6 +59,14 @@ def positive(text):
     return value
 
 
+def milliseconds(text):
+    """A latency: gnop(8) takes whole milliseconds only."""
+    value = positive(text)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"not a whole number of milliseconds: {text}")
+    return int(value)
+
+
 def regex(text):
     """A regular expression."""
     try:
@@ -84,7 +92,7 @@ def parser():
                       help="what `make freebsd` has made (default target/freebsd/...)")
     args.add_argument("--disk-size", metavar="SIZE", type=size, default="4g",
                       help="of the disk for tests (default %(default)s)")
-    args.add_argument("--latency", metavar="MS", type=positive,
+    args.add_argument("--latency", metavar="MS", type=milliseconds,
                       help="milliseconds that each transfer of that disk takes longer (gnop)")
     args.add_argument("--cpus", metavar="N", type=int, default=2, help="(default %(default)s)")
     args.add_argument("--memory", metavar="SIZE", default="2G", help="(default %(default)s)")
