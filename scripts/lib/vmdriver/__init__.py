@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What scripts/vm is made of: cli -> session -> (machine, disks, console -> trouble)."""
+"""The parts of scripts/vm: cli -> session -> (machine, disks, jobs, console -> trouble)."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""QEMU: is it there, is KVM of use, and the command line."""
+"""Finds QEMU, chooses the accelerator, and makes the command line."""
 
 import pathlib
 import shutil
@@ -37,8 +37,8 @@ def package(program):
 
 
 def accelerator(qemu):
-    """kvm if a boot sector gets through it in reasonable time, else tcg. There
-    are machines with a /dev/kvm that is slower than no KVM."""
+    """kvm if a boot sector runs in it within PROBE_SECONDS, else tcg: on some machines
+    /dev/kvm exists but is slower than TCG."""
     if not pathlib.Path("/dev/kvm").exists():
         return "tcg"
     with tempfile.NamedTemporaryFile(prefix="asyncpager-vm-") as sector:
@@ -52,7 +52,7 @@ def accelerator(qemu):
                                   timeout=PROBE_SECONDS, check=False)
         except subprocess.TimeoutExpired:
             return "tcg"
-        # isa-debug-exit makes 1 of the byte 0.
+        # isa-debug-exit turns the byte 0 into exit code 1.
         return "kvm" if done.returncode == 1 and b"failed" not in done.stderr else "tcg"
 
 
@@ -76,7 +76,7 @@ def command(options, qemu, accel, directory):
         line += ["-kernel", options.kernel, "-append",
                  "boot_serial=YES console=comconsole kern.hz=1000 "
                  f"vfs.root.mountfrom={options.root}"]
-    # snapshot=on: writes go to an overlay that has no name and ends with QEMU.
+    # snapshot=on: writes go to an unnamed overlay, which ends with QEMU.
     drives = [f"file={escaped(root)},format={disks.image_format(root)},snapshot=on"]
     drives += [f"file={directory}/{name},format=raw,cache=unsafe"
                for name in ("input", "results", "scratch")]
