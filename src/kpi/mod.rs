@@ -3,7 +3,7 @@
 //!
 //! One file for each family, named as the C header is. What these files give
 //! to the rest of the crate is safe: a type stands for what the kernel has
-//! granted (a busied page, a held lock, an owned pbuf) and its invariants are
+//! granted (a busied page, a held lock, an owned buf) and its invariants are
 //! what the kernel's own functions assert.
 
 pub mod buf;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Requests whose block map has to be read first, without anybody waiting.
+//! Deferred maps: requests whose block map is read first, while no thread waits.
 //!
 //! sendfile(2) asks vnode_pager_haspage() for the length of a run before it
 //! calls the pager, and VOP_BMAP would read an indirect block to answer. When
@@ -11,8 +11,8 @@
 //! What it reads past the buffer cache is the truth: the blocks were not in
 //! memory while the vnode was locked, so the disk has their newest contents,
 //! and none of their pointers that matter can change before the request is
-//! answered. Who moves a block or fills a hole first needs the pages that lie
-//! there, and these are busied; who truncates the file first tells its size.
+//! answered. A thread that moves a block or fills a hole needs the pages that lie
+//! there first, and these are busied; a truncation sets the file's size first.
 
 use super::{
     bufs::{self, Buf, Job, Use},
@@ -61,8 +61,8 @@ pub fn promise(call: &Bmap<'_>) -> Option<u32> {
     }
     let per_block = place.geometry.block / PAGE;
     let first = call.lbn.checked_mul(per_block)?;
-    // sendfile has busied and wired the page that it asks about; nobody else
-    // who asks in this way has.
+    // sendfile has busied and wired the page that it asks about; no other caller
+    // of this form has.
     let locked = place.object.read();
     if !(first..first.saturating_add(per_block)).any(|pindex| locked.is_wanted(pindex)) {
         return None;

@@ -169,8 +169,6 @@ impl Now {
     }
 }
 
-/// A thread's right to wait for a device.
-///
 /// Make the table, the threads and the timer. May sleep.
 pub fn start() -> Result<(), Errno> {
     let sets = (STREAMS.get() as usize).div_ceil(WAYS).clamp(1, MAX_SETS);

@@ -33,16 +33,16 @@ use crate::{
     stats,
 };
 
-/// `vfs.asyncpager.readahead.guess`: whether to send any.
+/// `vfs.asyncpager.readahead.guess`: whether to read speculatively.
 pub static ENABLED: AtomicBool = AtomicBool::new(true);
 
-/// Bufs of a guess, at most.
+/// Bufs of a speculative read, at most.
 const BUFS: usize = 9;
 /// Pages of the first of them: the consumer may be there as soon as it is.
 const SOON: u64 = 64;
 
 /// Where the pages of a range are expected, and bufs that have been sent there.
-pub struct Guess {
+pub struct SpeculativeRead {
     pages: Range<u64>,
     blkno: i64,
     parts: [Option<Part>; BUFS],
@@ -57,7 +57,7 @@ struct Part {
     blkno: i64,
 }
 
-impl Guess {
+impl SpeculativeRead {
     /// Have the block `map` of the block map read, on which the first page of
     /// `range` hangs, and send bufs to where the pages most likely are, as long
     /// as speculation is accurate, none has failed on the device, and the device
@@ -73,7 +73,7 @@ impl Guess {
     ) -> Option<Self> {
         let inside = range.start.saturating_mul(PAGE) % place.geometry.block.max(1);
         let blkno = map.likely?.saturating_add((inside / DEV_BSIZE) as i64);
-        let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS], profile };
+        let mut read = Self { pages: range, blkno, parts: [const { None }; BUFS], profile };
         let bufs = bufs(profile::of(profile).accuracy);
         let device = place.device;
         if bufs > 0
@@ -84,9 +84,9 @@ impl Guess {
             if !place.vnode.read_block(map.lbn, map.blkno) {
                 return None;
             }
-            guess.send(place, bufs, tag, in_flight);
+            read.send(place, bufs, tag, in_flight);
         }
-        Some(guess)
+        Some(read)
     }
 
     fn send(&mut self, place: &Place<'_>, bufs: usize, tag: usize, in_flight: u32) {
@@ -155,7 +155,7 @@ impl Guess {
     }
 }
 
-impl Drop for Guess {
+impl Drop for SpeculativeRead {
     /// There is no map, and nothing is kept.
     fn drop(&mut self) {
         self.parts.iter_mut().filter_map(Option::take).for_each(|part| discard(part.buf));

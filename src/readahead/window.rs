@@ -6,7 +6,7 @@ use core::ops::Range;
 use super::{
     load::{Why, load},
     profile::Key,
-    speculative::Guess,
+    speculative::SpeculativeRead,
 };
 use crate::{
     kpi::vnode::Identity,
@@ -97,11 +97,12 @@ fn walk(place: &Place<'_>, window: &Window, outcome: &mut Outcome) -> Result<(),
         let position = outcome.to.saturating_mul(PAGE);
         let far = outcome.to..end.max(reach.min(file.pages));
         let missing = place.fs.missing_map(place.vnode, place.lbn(outcome.to));
-        let guess =
-            missing.as_ref().and_then(|map| Guess::begin(place, map, far, tag, in_flight, profile));
+        let speculative = missing
+            .as_ref()
+            .and_then(|map| SpeculativeRead::begin(place, map, far, tag, in_flight, profile));
         let step = place.step(position, end.saturating_mul(PAGE)).map_err(|_| Why::NoMap)?;
-        if let Some(guess) = guess {
-            let (to, new) = guess.judge(place);
+        if let Some(read) = speculative {
+            let (to, new) = read.judge(place);
             outcome.new = outcome.new.saturating_add(new);
             if to > outcome.to {
                 outcome.to = to;
