@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Objects: their references, their paging, their end (vm/vm_object.h).
 
-use std::ptr;
+use std::{
+    ptr,
+    time::{Duration, Instant},
+};
 
 use asyncpager::kpi::sys;
 
@@ -11,7 +14,7 @@ use crate::{
         rules::{record, rule},
         sleep::may_sleep,
     },
-    host::memory::PAGE,
+    host::{memory::PAGE, schedule},
     kernel::{
         resident::{BUSY, Kind, Object, UNBUSIED, VM, wait_for},
         rwlock,
@@ -165,20 +168,31 @@ fn terminate(object: *mut sys::vm_object) {
     quarantine::retire(object);
 }
 
-/// Drop the object's cached pages, every one of which must be unbusied and
-/// unwired by now.
+/// A page that is still busied after so long, with no paging in progress, is left busy.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Drops the object's cached pages once nothing pages it in; none may be left wired
+/// or busied. Read-ahead busies new pages before it raises `paging_in_progress`.
 pub fn drop_pages(object: *mut sys::vm_object) {
-    let call = "vm_object_page_remove";
-    // What is read ahead comes to its end by itself.
-    wait_for(call, |vm| (vm.object(call, object).paging == 0).then_some(()));
-    let mut vm = VM.lock().unwrap();
-    for page in vm.pages(object) {
-        let fields = page.fields();
-        let (pindex, busy, wired) = (fields.pindex, fields.busy_lock, fields.ref_count);
-        rule(call, busy == UNBUSIED, format_args!("page {pindex} is left busy"));
-        rule(call, wired == 0, format_args!("page {pindex} is left wired"));
-        vm.release(page);
-    }
+    let (call, begin) = ("vm_object_page_remove", Instant::now());
+    // In one step: read-ahead may begin as soon as the paging is over.
+    wait_for(call, |vm| {
+        if vm.object(call, object).paging > 0 {
+            return None;
+        }
+        let pages = vm.pages(object);
+        if let Some(busy) = pages.iter().find(|page| page.fields().busy_lock != UNBUSIED) {
+            let waits = !schedule::is_one_thread() && begin.elapsed() < GRACE;
+            rule(call, waits, format_args!("page {} is left busy", busy.fields().pindex));
+            return None;
+        }
+        for page in pages {
+            let (pindex, wired) = (page.fields().pindex, page.fields().ref_count);
+            rule(call, wired == 0, format_args!("page {pindex} is left wired"));
+            vm.release(page);
+        }
+        Some(())
+    });
 }
 
 /// The object's dirty pages.
