@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Memory of things that can die: vnodes, mounts, inodes, objects. Each has
-//! pages of its own, which fault once it is dead, and the fault says whose it was.
+//! Quarantine for freed structures: vnodes, mounts, inodes, objects. Each has pages of
+//! its own and an address that is never reused. After its end the pages fault, and the
+//! fault names the structure.
 
 use std::{
     ops::Range,
@@ -16,19 +17,19 @@ use crate::{
 /// Addresses for all of them; none is used twice.
 const SPACE: usize = 16 << 30;
 
-struct Graves {
+struct Quarantine {
     next: usize,
     end: usize,
-    /// What lies where: its name, and whether it is dead.
+    /// Allocated ranges: the name, and whether it has been freed.
     things: Vec<(Range<usize>, String, bool)>,
 }
 
-static GRAVES: LazyLock<Mutex<Graves>> = LazyLock::new(|| {
+static QUARANTINE: LazyLock<Mutex<Quarantine>> = LazyLock::new(|| {
     // At the same place each time, as far as the host allows: the module spreads
     // files by their addresses, and one thread is to repeat itself.
     let at = reserve_at(0x2000_0000_0000, SPACE) as usize;
     catch_faults();
-    Mutex::new(Graves { next: at, end: at + SPACE, things: Vec::new() })
+    Mutex::new(Quarantine { next: at, end: at + SPACE, things: Vec::new() })
 });
 
 /// Addresses of `pages` pages that fault; the fault names them `what`.
@@ -56,7 +57,7 @@ fn reserve_at(hint: usize, bytes: usize) -> *mut u8 {
 
 /// A fault in this range names it `what`.
 fn name(range: Range<usize>, what: &str) {
-    GRAVES.lock().unwrap().things.push((range, what.to_string(), false));
+    QUARANTINE.lock().unwrap().things.push((range, what.to_string(), false));
 }
 
 fn protect(range: Range<usize>, protection: libc::c_int) {
@@ -67,20 +68,20 @@ fn protect(range: Range<usize>, protection: libc::c_int) {
 
 /// A zeroed `T` that can die.
 pub fn allocate<T>(what: &str) -> *mut T {
-    let mut graves = GRAVES.lock().unwrap();
-    let at = graves.next;
+    let mut quarantine = QUARANTINE.lock().unwrap();
+    let at = quarantine.next;
     let range = at..at + size_of::<T>().next_multiple_of(PAGE);
-    assert!(range.end <= graves.end, "no addresses left for a {what}");
-    graves.next = range.end;
+    assert!(range.end <= quarantine.end, "no addresses left for a {what}");
+    quarantine.next = range.end;
     protect(range.clone(), libc::PROT_READ | libc::PROT_WRITE);
-    graves.things.push((range, format!("{what} {at:#x}"), false));
+    quarantine.things.push((range, format!("{what} {at:#x}"), false));
     at as *mut T
 }
 
 /// The thing at this address is dead.
 pub fn free<T>(thing: *mut T) {
-    let mut graves = GRAVES.lock().unwrap();
-    let found = graves.things.iter_mut().rfind(|(range, ..)| range.start == thing as usize);
+    let mut quarantine = QUARANTINE.lock().unwrap();
+    let found = quarantine.things.iter_mut().rfind(|(range, ..)| range.start == thing as usize);
     let Some((range, what, dead)) = found else {
         violation("free", format_args!("{thing:?} was never allocated"));
     };
@@ -89,15 +90,15 @@ pub fn free<T>(thing: *mut T) {
     }
     record("free", format_args!("the {what}"));
     let range = range.clone();
-    // SAFETY: as in protect(); nobody may look there any more.
+    // SAFETY: as in protect(); the structure is not used any more.
     unsafe { libc::madvise(range.start as *mut _, range.len(), libc::MADV_DONTNEED) };
     protect(range, libc::PROT_NONE);
 }
 
 /// The thing at this address is dead, and its memory stays what it is.
 pub fn retire<T>(thing: *mut T) {
-    let mut graves = GRAVES.lock().unwrap();
-    let found = graves.things.iter_mut().rfind(|(range, ..)| range.start == thing as usize);
+    let mut quarantine = QUARANTINE.lock().unwrap();
+    let found = quarantine.things.iter_mut().rfind(|(range, ..)| range.start == thing as usize);
     if found.is_none_or(|(_, _, dead)| std::mem::replace(dead, true)) {
         violation("free", format_args!("{thing:?} is freed twice"));
     }
@@ -105,10 +106,10 @@ pub fn retire<T>(thing: *mut T) {
 
 /// Things that are alive.
 pub fn live() -> Vec<String> {
-    let graves = GRAVES.lock().unwrap();
-    let base = graves.end - SPACE;
-    let things = graves.things.iter().filter(|(range, _, dead)| !dead && range.start >= base);
-    things.filter(|(range, ..)| range.start < graves.end).map(|(_, what, _)| what.clone()).collect()
+    let quarantine = QUARANTINE.lock().unwrap();
+    let base = quarantine.end - SPACE;
+    let things = quarantine.things.iter().filter(|(range, _, dead)| !dead && range.start >= base);
+    things.filter(|(range, ..)| range.start < quarantine.end).map(|(_, what, _)| what.clone()).collect()
 }
 
 /// A fault tells what was touched.
@@ -133,8 +134,8 @@ extern "C" fn fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut lib
         (*info).si_addr() as usize
     };
     // The process is lost: what is not safe in a handler is safe enough here.
-    let touched = GRAVES.try_lock().ok().and_then(|graves| {
-        let found = graves.things.iter().rfind(|(range, ..)| range.contains(&at));
+    let touched = QUARANTINE.try_lock().ok().and_then(|quarantine| {
+        let found = quarantine.things.iter().rfind(|(range, ..)| range.contains(&at));
         found.map(|(range, what, dead)| (at - range.start, what.clone(), *dead))
     });
     match touched {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What a kernel forbids: a violation names the rule and the call, and ends the run.
+//! Rules of the kernel: a violation names the rule and the call, and ends the run.
 
 use std::{collections::VecDeque, path::PathBuf, sync::Mutex};
 
@@ -10,7 +10,7 @@ use crate::host::thread;
 /// Exit code of a run that broke a rule.
 pub const EXIT_VIOLATION: i32 = 2;
 
-/// What has happened lately, and what was asked for; a violation saves it.
+/// The last events, for a violation to save.
 #[derive(Default)]
 struct History {
     events: VecDeque<String>,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! WITNESS: who holds which lock, and in which order locks are taken.
+//! WITNESS: the locks that each thread holds, and the order in which locks are taken.
 //!
 //! A lock belongs to a class. Taking a lock of class B with one of class A held
 //! says that A comes before B, from then on and for all instances. The order is
@@ -29,7 +29,7 @@ const CLASSES: usize = 64;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Class(usize);
 
-/// What is known of a lock.
+/// A lock and its options.
 #[derive(Clone, Copy, Debug)]
 pub struct Lock {
     /// Where it is.
@@ -269,7 +269,7 @@ fn unsleepable(call: &str, what: &str) {
     });
 }
 
-/// Nobody sleeps with a lock that forbids it.
+/// The thread sleeps: it must hold no lock that forbids that.
 pub fn sleeping(call: &str) {
     unsleepable(call, "sleeping");
 }

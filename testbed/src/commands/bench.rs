@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What a benchmark drives: a loaded module over a disk in memory, files, a
+//! An interface for benchmarks: a loaded module over a disk in memory, files, a
 //! sendfile in two halves, switches and counters.
 
 use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
@@ -31,7 +31,7 @@ pub struct Bench {
 #[derive(Clone)]
 pub struct File(Arc<file::File>);
 
-/// A sendfile whose pages are on their way.
+/// A sendfile(2) with its I/O in flight.
 pub struct Transfer(Sending);
 
 /// Make the calling thread one that may run the module's code.
@@ -103,7 +103,7 @@ impl File {
         sending.map(Transfer).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
 
-    /// Free the cached pages that nobody uses.
+    /// Frees the cached pages that are not in use.
     pub fn forget(&self) {
         self.0.maps.forget();
         vm_object::reclaim(self.0.object, 1, &mut fastrand::Rng::with_seed(0));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The same requests through what 14.2 has, through the emulation that any
-//! filesystem gets, and through the module: what each reads, and who waits.
+//! Sends the same requests through stock 14.2, through the emulation that any
+//! filesystem gets, and through the module: how much each reads, and how often it
+//! waits.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -19,7 +20,7 @@ use crate::{
 
 const DISK: usize = 16 << 20;
 
-/// Who serves VOP_GETPAGES_ASYNC.
+/// An implementation of VOP_GETPAGES_ASYNC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Stock,
@@ -76,7 +77,7 @@ fn one(common: &Common, way: Way, requests: u64) -> Result<Value> {
     let mut rng = fastrand::Rng::with_seed(common.seed);
     let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(1..)).take(DISK).collect();
     let ko = (way == Way::Module).then_some(common.ko.as_path());
-    // What a request itself costs: what read-ahead does for the next one aside.
+    // Without read-ahead: only the cost of the request itself counts.
     let tunables = vec![("vfs.asyncpager.readahead.enabled".to_string(), "0".to_string())];
     let options = Options { tunables, ..Options::default() };
     let fixture = Fixture::new(ko, &options, image, 512, common.seed, false)?;

@@ -29,7 +29,7 @@ use crate::{
 pub fn demo(common: &Common) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("asyncpager-demo-{}", std::process::id()));
     let result = demo_in(common, &dir);
-    // Whatever happened, leave nothing behind.
+    // Leave nothing behind, even after an error.
     let _ = std::fs::remove_dir_all(&dir);
     result
 }

@@ -35,16 +35,16 @@ pub static CALLS: AtomicU64 = AtomicU64::new(0);
 /// How many of them made their caller wait for the disk, though async.
 pub static CALLS_WAITED: AtomicU64 = AtomicU64::new(0);
 
-/// Requests that stay known after their end, so that a late second iodone is
-/// caught and not undefined.
+/// Requests that stay in quarantine after their end: a second iodone finds its request
+/// and is reported.
 const QUARANTINE: usize = 50_000;
 
 static ENDED: Mutex<VecDeque<Box<Expected>>> = Mutex::new(VecDeque::new());
 
-/// A caller that waits more seconds than this for iodone waits for ever.
+/// Seconds after which a missing iodone is a violation.
 const PATIENCE: u32 = 20;
 
-/// One call's page array and what iodone must say of it.
+/// The page array of one call, and how often iodone was called for it.
 struct Expected {
     io: Arc<Io>,
     pages: Vec<*mut sys::vm_page>,
@@ -54,14 +54,14 @@ struct Expected {
 // SAFETY: addresses of pages, which live for ever.
 unsafe impl Send for Expected {}
 
-/// Microseconds that iodone's thread takes to come back, when everything that
-/// it had is somebody else's again; 0 lets it come back at once.
+/// Microseconds that the thread of iodone stays in it after the consumer has gone on;
+/// 0 for none.
 pub static LINGER: AtomicU64 = AtomicU64::new(0);
 
-/// Threads that do so now.
+/// Threads that stay in iodone now.
 static LINGERING: AtomicUsize = AtomicUsize::new(0);
 
-/// Have iodone's threads come back, and wait until they have.
+/// Ends LINGER, and waits until no thread stays in iodone.
 pub fn linger_no_more() {
     LINGER.store(0, Ordering::Release);
     while LINGERING.load(Ordering::Acquire) > 0 {
@@ -80,7 +80,7 @@ struct State {
 struct Io {
     state: Mutex<State>,
     done: Condvar,
-    /// The object whose `paging_in_progress` counts them; NULL for no object.
+    /// The object in whose `paging_in_progress` they count; 0 for none.
     object: usize,
 }
 
@@ -148,12 +148,12 @@ unsafe extern "C" fn iodone(
     LINGERING.fetch_sub(1, Ordering::AcqRel);
 }
 
-/// What one call of VOP_GETPAGES_ASYNC came to.
+/// The outcome of one call of VOP_GETPAGES_ASYNC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The VOP's return value.
     pub code: c_int,
-    /// What iodone was told.
+    /// The error that iodone was given.
     pub error: c_int,
     /// Pages read behind and ahead, as reported.
     pub behind: c_int,
@@ -196,7 +196,7 @@ fn start(
     {
         let mut ended = ENDED.lock().unwrap();
         ended.push_back(expected);
-        // Long over: so many requests have begun since.
+        // QUARANTINE more requests have begun since: this one is over.
         let old = (ended.len() > QUARANTINE).then(|| ended.pop_front()).flatten();
         if let Some(old) = old {
             rule("iodone", old.calls.load(Ordering::Acquire) == 1, "never called for a request");
@@ -236,7 +236,7 @@ fn wait(io: &Io) -> c_int {
             continue;
         }
         if schedule::is_one_thread() {
-            violation("sendfile_iowait", "nobody is left to call iodone: the process hangs");
+            violation("sendfile_iowait", "no thread is left to call iodone: the process hangs");
         }
         let (next, late) = io.done.wait_timeout(state, Patience::STEP).unwrap();
         state = next;
@@ -297,7 +297,7 @@ pub fn sendfile(
     Sending::begin(file, offset, len, readahead).ok_or(sys::EINVAL)?.finish(nocache, sink)
 }
 
-/// A sendfile whose pages are on their way.
+/// A sendfile(2) with its I/O in flight.
 pub struct Sending {
     io: Arc<Io>,
     pages: Vec<Page>,

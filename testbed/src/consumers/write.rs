@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! write(2) through a stand-in for the buffer cache: blocks are read when they
-//! are written in part, share their pages with the object, and go to the disk
-//! later. Whoever reads meanwhile gets a version that was written, and none
-//! older than the last one that was finished when he began.
+//! write(2) through a stand-in for the buffer cache: a block that is written in part
+//! is read first, shares its pages with the object, and goes to the disk later. A
+//! reader may get any version from the last one finished before its read began to the
+//! last one begun.
 
 use std::{
     ops::Range,
@@ -33,7 +33,7 @@ struct Chunk {
 pub struct Versions(Vec<Chunk>);
 
 impl Versions {
-    /// Of a file of `size` bytes that nobody has written to.
+    /// Of a file of `size` bytes to which nothing has been written.
     pub fn new(size: u64) -> Self {
         Self((0..size.div_ceil(CHUNK)).map(|_| Chunk::default()).collect())
     }
@@ -54,7 +54,7 @@ impl Versions {
     }
 }
 
-/// What a version of a file holds at a byte.
+/// The byte at `at` in a version of a file.
 fn content(version: u32, at: u64, original: u8) -> u8 {
     match version {
         0 => original,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! How a disk behaves: its latency, and its errors.
+//! The behaviour of a disk: latency and errors.
 
 use std::{ffi::c_int, ops::Range, time::Duration};
 
@@ -50,16 +50,16 @@ impl Latency {
     }
 }
 
-/// How the disk behaves.
+/// The behaviour of a disk.
 #[derive(Clone, Debug, Default)]
 pub struct Behaviour {
     /// Time from a buf's arrival to its completion.
     pub latency: Latency,
-    /// Bytes of the device that take so much longer.
-    pub late: Option<(Range<u64>, Duration)>,
+    /// Bytes of the device that take so much longer to read.
+    pub slow: Option<(Range<u64>, Duration)>,
     /// Bytes of the device that cannot be read, and the errno to say so.
     pub bad: Vec<(Range<u64>, c_int)>,
-    /// Of 100 transfers, how many fail with EIO.
+    /// Percentage of transfers that fail with EIO.
     pub fail_percent: u8,
     /// Transfers stop one sector short, without an error.
     pub short: bool,

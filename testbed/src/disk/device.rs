@@ -25,10 +25,10 @@ use crate::{
     kernel::proc,
 };
 
-/// What becomes of a read: the bytes, or an errno.
+/// The outcome of a read: its bytes, or an errno.
 pub type Outcome = Result<Vec<u8>, c_int>;
 
-/// What the disk has to do.
+/// A transfer in the queue.
 enum Work {
     /// A buf of the module's.
     Buf(usize),
@@ -54,9 +54,9 @@ pub struct Disk {
     /// The bufobj that bufs name.
     pub bufobj: *mut sys::bufobj,
     image: Vec<u8>,
-    /// What was written to it since.
+    /// Sectors that were written since.
     pub written: Written,
-    manners: Mutex<Behaviour>,
+    behaviour: Mutex<Behaviour>,
     queue: Mutex<Vec<(Instant, Work)>>,
     arrived: Condvar,
     stop: AtomicBool,
@@ -83,8 +83,8 @@ pub fn waiting() -> usize {
     PUMPED.lock().unwrap().as_ref().map_or(0, |disk| disk.queue.lock().unwrap().len())
 }
 
-/// Somebody waits: complete one buf of the disk without a thread, whichever
-/// its seed picks. False when there is no such disk or it is idle.
+/// A thread waits: completes one transfer of the disk without a thread, as its seed
+/// picks. False when there is no such disk or it is idle.
 pub fn pump() -> bool {
     let Some(disk) = PUMPED.lock().unwrap().clone() else { return false };
     let work = {
@@ -122,7 +122,7 @@ impl Disk {
             bufobj,
             image,
             written: Written::default(),
-            manners: Mutex::default(),
+            behaviour: Mutex::default(),
             queue: Mutex::default(),
             arrived: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -144,19 +144,19 @@ impl Disk {
     }
 
     /// Change how the disk behaves from the next buf on.
-    pub fn behave(&self, manners: Behaviour) {
-        *self.manners.lock().unwrap() = manners;
+    pub fn behave(&self, behaviour: Behaviour) {
+        *self.behaviour.lock().unwrap() = behaviour;
     }
 
-    /// Complete what it has now without its latency.
-    pub fn hurry(&self) {
+    /// Completes all queued transfers without further latency.
+    pub fn complete_now(&self) {
         let now = Instant::now();
         self.queue.lock().unwrap().iter_mut().for_each(|(due, _)| *due = now);
         self.arrived.notify_all();
     }
 
     /// Complete now what is to be read from this range.
-    pub fn hurry_range(&self, range: Range<u64>) {
+    pub fn complete_range_now(&self, range: Range<u64>) {
         let now = Instant::now();
         for (due, work) in self.queue.lock().unwrap().iter_mut() {
             let of = work.range();
@@ -198,8 +198,8 @@ impl Disk {
         unsafe { (*self.bufobj).bo_bsize as u64 }
     }
 
-    /// Write before anybody has read there: a filesystem is being made.
-    pub fn plant(&self, at: usize, bytes: &[u8]) {
+    /// Writes to the image before the first read, to make a filesystem.
+    pub fn write_initial(&self, at: usize, bytes: &[u8]) {
         let to = &self.image[at..at + bytes.len()];
         // SAFETY: within the image, which is never moved; no transfer is
         // under way where nothing has been made yet.
@@ -208,14 +208,14 @@ impl Disk {
         };
     }
 
-    /// What the disk holds now.
+    /// The bytes of the disk now.
     fn contents(&self, range: Range<u64>) -> Vec<u8> {
         let mut bytes = self.image[range.start as usize..range.end as usize].to_vec();
         self.written.apply(range.start, &mut bytes);
         bytes
     }
 
-    /// The bytes of the image, without the disk's manners.
+    /// The bytes of the image, at once and without errors.
     pub fn image(&self) -> &[u8] {
         &self.image
     }
@@ -253,12 +253,12 @@ impl Disk {
 
     fn enqueue(&self, work: Work) {
         let range = work.range();
-        let manners = self.manners.lock().unwrap();
-        let latency = manners.latency.draw(&mut self.rng.lock().unwrap());
-        let is_there = |late: &Range<u64>| range.start < late.end && late.start < range.end;
-        let late = manners.late.iter().find(|(late, _)| is_there(late));
-        let due = Instant::now() + latency + late.map_or(Duration::ZERO, |(_, more)| *more);
-        drop(manners);
+        let behaviour = self.behaviour.lock().unwrap();
+        let latency = behaviour.latency.draw(&mut self.rng.lock().unwrap());
+        let is_there = |slow: &Range<u64>| range.start < slow.end && slow.start < range.end;
+        let slow = behaviour.slow.iter().find(|(slow, _)| is_there(slow));
+        let due = Instant::now() + latency + slow.map_or(Duration::ZERO, |(_, more)| *more);
+        drop(behaviour);
         self.queue.lock().unwrap().push((due, work));
         self.arrived.notify_all();
     }
@@ -293,16 +293,16 @@ impl Disk {
         }
     }
 
-    /// What the disk's manners make of a transfer: bytes that it is short of, or an errno.
+    /// The outcome of a transfer: by how many bytes it is short, or an errno.
     fn transfer(&self, start: u64, len: u64) -> Result<u64, c_int> {
-        let manners = self.manners.lock().unwrap().clone();
-        let bad = manners.bad.iter().find(|(r, _)| r.start < start + len && start < r.end);
-        let unlucky =
-            manners.fail_percent > 0 && self.rng.lock().unwrap().u8(..100) < manners.fail_percent;
+        let behaviour = self.behaviour.lock().unwrap().clone();
+        let bad = behaviour.bad.iter().find(|(r, _)| r.start < start + len && start < r.end);
+        let by_chance = behaviour.fail_percent > 0
+            && self.rng.lock().unwrap().u8(..100) < behaviour.fail_percent;
         let error = match bad {
-            _ if manners.gone => sys::ENXIO,
+            _ if behaviour.gone => sys::ENXIO,
             Some((_, errno)) => *errno,
-            None if unlucky || start + len > self.image.len() as u64 => sys::EIO,
+            None if by_chance || start + len > self.image.len() as u64 => sys::EIO,
             None => 0,
         };
         self.transfers.fetch_add(1, Ordering::Relaxed);
@@ -311,7 +311,7 @@ impl Disk {
             self.errors.fetch_add(1, Ordering::Relaxed);
             return Err(error);
         }
-        Ok(if manners.short { 512.min(len) } else { 0 })
+        Ok(if behaviour.short { 512.min(len) } else { 0 })
     }
 
     fn finish(&self, work: Work) {
@@ -320,7 +320,7 @@ impl Disk {
             Work::Read(range, done) => {
                 let outcome = self.transfer(range.start, range.end - range.start);
                 let outcome = match outcome {
-                    // A short read is an error to whoever looks at b_resid.
+                    // b_resid makes a short read an error.
                     Ok(short) if short > 0 => Err(sys::EIO),
                     Ok(_) => Ok(self.contents(range)),
                     Err(errno) => Err(errno),

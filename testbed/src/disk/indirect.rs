@@ -29,29 +29,29 @@ struct Block {
 }
 
 impl Indirect {
-    /// None yet, of a filesystem with fragments of so many bytes.
+    /// No indirect blocks, in a filesystem with fragments of `fragment` bytes.
     pub fn new(fragment: u64, wide: bool) -> Self {
         Self { blocks: BTreeMap::new(), fragment, wide }
     }
 
-    /// There is one of this level at this place, which leads to `count`
-    /// blocks from `first` on.
+    /// Adds an indirect block of this level at this place, which leads to `count` blocks from
+    /// `first` on.
     pub fn add(&mut self, level: u32, place: i64, first: u64, count: u64) {
         let number = -(first as i64) - i64::from(level - 1);
         self.blocks.insert(number, Block { place, first, count });
     }
 
-    /// Write indirect blocks of UFS2 for a file with this map onto the disk,
-    /// from `top` downwards.
-    pub fn plant(disk: &Disk, top: &mut usize, map: &[Option<i64>], block: u64) -> Self {
-        let mut planted = Self::new(512, true);
+    /// Writes the indirect blocks of UFS2 for a file with this map onto the disk, from `top`
+    /// downwards.
+    pub fn lay_out(disk: &Disk, top: &mut usize, map: &[Option<i64>], block: u64) -> Self {
+        let mut laid_out = Self::new(512, true);
         let per_block = block / 8;
         let mut first = DIRECT;
         for level in 1..=3 {
-            planted.tree(disk, top, map, block, level, first);
+            laid_out.tree(disk, top, map, block, level, first);
             first += per_block.pow(level);
         }
-        planted
+        laid_out
     }
 
     /// One indirect block and what hangs on it; its pointer.
@@ -81,7 +81,7 @@ impl Indirect {
         }
         *top -= block as usize;
         let bytes: Vec<u8> = pointers.iter().flat_map(|pointer| pointer.to_le_bytes()).collect();
-        disk.plant(*top, &bytes);
+        disk.write_initial(*top, &bytes);
         let place = (*top / 512) as i64;
         self.add(level, place, first, below * per_block);
         place as u64

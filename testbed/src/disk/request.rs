@@ -102,7 +102,7 @@ pub fn check(bo: *mut sys::bufobj, bp: *mut sys::buf) {
             continue;
         }
         if page.fields().object.is_null() && page.fields().ref_count > 0 {
-            // A page of the caller's own, which nobody else can find.
+            // A page of the caller's own, which no other thread can find.
             continue;
         }
         rule(call, page.is_busy(), format_args!("page {i} is not busied"));

@@ -27,7 +27,7 @@ pub struct Inode {
     pub size: u64,
     /// For each block its first byte on the device, in units of DEV_BSIZE; `None` for a hole.
     pub map: Vec<Option<i64>>,
-    /// What the map hangs on.
+    /// The indirect blocks that hold the map.
     pub indirect: Indirect,
 }
 

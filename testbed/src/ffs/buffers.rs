@@ -27,7 +27,7 @@ pub extern "C" fn gbincore_unlocked(bo: *mut sys::bufobj, lbn: i64) -> *mut sys:
     if there { *VALID as *mut sys::buf } else { std::ptr::null_mut() }
 }
 
-/// `getblk`, of an indirect block: its buffer, which nobody else has any more.
+/// `getblk`, of an indirect block: its buffer, locked, after any read of it has ended.
 pub extern "C" fn getblk(
     vnode: *mut sys::vnode,
     lbn: i64,
@@ -76,7 +76,7 @@ pub extern "C" fn vfs_busy_pages(bp: *mut sys::buf, clear_modify: c_int) {
     rule(call, reads, "the buffer is not to be read");
 }
 
-/// `bop_strategy` of a file: read an indirect block without anybody waiting.
+/// `bop_strategy` of a file: starts an asynchronous read of an indirect block.
 unsafe extern "C" fn read_block(bo: *mut sys::bufobj, bp: *mut sys::buf) {
     let call = "VOP_STRATEGY";
     let vnode = bo as usize - std::mem::offset_of!(sys::vnode, v_bufobj);

@@ -19,17 +19,17 @@ pub struct IndirectCache(Mutex<Blocks>);
 #[derive(Debug, Default)]
 pub struct Blocks {
     there: HashSet<i64>,
-    /// On their way, without anybody waiting.
+    /// Reads in flight.
     reading: HashSet<i64>,
 }
 
 impl IndirectCache {
-    /// Whether this one is; all are of a file whose map is always at hand.
+    /// Whether the buffer cache has the block. A file without indirect blocks has them all.
     pub fn has(&self, indirect: &Indirect, number: i64) -> bool {
         indirect.is_empty() || self.0.lock().unwrap().there.contains(&number)
     }
 
-    /// Wait until nobody is reading this one; whether it is there.
+    /// Waits until no read of the block is in flight; whether it is in the cache.
     pub fn settle(&self, indirect: &Indirect, number: i64) -> bool {
         let reading = || self.0.lock().unwrap().reading.contains(&number);
         if reading() {
@@ -43,12 +43,12 @@ impl IndirectCache {
         self.has(indirect, number)
     }
 
-    /// It is on its way.
+    /// A read of the block begins.
     pub fn begin(&self, number: i64) {
         self.0.lock().unwrap().reading.insert(number);
     }
 
-    /// It has come, or not.
+    /// The read has ended; `there`: without an error.
     pub fn end(&self, number: i64, there: bool) {
         let mut blocks = self.0.lock().unwrap();
         blocks.reading.remove(&number);
@@ -57,7 +57,8 @@ impl IndirectCache {
         }
     }
 
-    /// Bring in all that lead to `lbn`, waiting for each that is not there.
+    /// Reads all indirect blocks that lead to block `lbn`, and waits for each that is not in the
+    /// cache.
     pub fn bring(&self, disk: &Disk, indirect: &Indirect, lbn: u64, block: u64) -> device::Outcome {
         for number in indirect.on_the_way(lbn) {
             if !self.settle(indirect, number) {
@@ -69,7 +70,7 @@ impl IndirectCache {
         Ok(Vec::new())
     }
 
-    /// The buffer cache needs the room.
+    /// Drops all of them, as the buffer cache does to make room.
     pub fn forget(&self) {
         self.0.lock().unwrap().there.clear();
     }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What the module replaces, modelled after FreeBSD 14.2 to compare with: FFS's
-//! asynchronous getpages (vnode_pager_generic_getpages()), its synchronous ones
-//! (the buffer pager), and the emulation of the former over the latter
-//! (vop_stdgetpages_async()).
+//! Models of the code that the module replaces, after FreeBSD 14.2: the asynchronous
+//! getpages of FFS (vnode_pager_generic_getpages()), the synchronous ones (the buffer
+//! pager), and the emulation of the former over the latter (vop_stdgetpages_async()).
 
 use std::{
     ffi::{c_int, c_void},
@@ -44,7 +43,7 @@ pub struct Call {
     pub behind: usize,
     /// See `behind`.
     pub ahead: usize,
-    /// Whom to tell, and with what; for an async call.
+    /// The completion callback and its argument; for an async call.
     pub iodone: Option<(Iodone, *mut c_void)>,
 }
 
@@ -110,7 +109,7 @@ fn fill(file: &File, pages: &[Page]) -> c_int {
     for lbn in start / block..end.div_ceil(block) {
         let from = lbn * block;
         let span = from.max(start)..(from + block).min(end);
-        // What is valid may be newer than the disk.
+        // Valid bytes may be newer than the disk.
         let parts: Vec<_> = (span.start / PAGE as u64..span.end.div_ceil(PAGE as u64))
             .map(|pindex| (pages[(pindex - first) as usize], pindex * PAGE as u64))
             .filter(|(page, _)| *page != Page::bogus())
@@ -165,8 +164,8 @@ fn finish(page: Page, size: u64) {
     page.fields().valid = u8::MAX;
 }
 
-/// A buffer has all the pages of its block: those that nobody asked for are
-/// valid now as well.
+/// The buffer has all pages of its block: pages that were not asked for become valid
+/// as well.
 fn neighbours(file: &File, from: u64, bytes: &[u8], asked: std::ops::Range<u64>) {
     for (i, chunk) in bytes.chunks_exact(PAGE).enumerate() {
         let at = from + (i * PAGE) as u64;
@@ -333,7 +332,7 @@ impl Run {
                 if below as usize == PAGE {
                     vm_page::vm_page_valid(page.0);
                 } else {
-                    // What was read behind the end must not stay there.
+                    // Bytes of the disk beyond the end of the file must not stay.
                     pmap::pmap_zero_page_area(page.0, below, PAGE as c_int - below);
                     vm_page::vm_page_set_valid_range(page.0, 0, below);
                 }
@@ -353,7 +352,7 @@ impl Run {
                 let count = pages.len() as c_int;
                 iodone(arg as *mut c_void, pages.as_mut_ptr(), count, error);
             },
-            None => violation("vnode_pager_generic_getpages", "nobody to tell"),
+            None => violation("vnode_pager_generic_getpages", "there is no iodone to call"),
         }
     }
 }

@@ -71,7 +71,7 @@ pub fn taken() -> bool {
 
 /// ufs_bmap().
 unsafe extern "C" fn original_bmap(ap: *mut sys::vop_bmap_args) -> c_int {
-    // SAFETY: the caller's argument block, whose pointers are its own or NULL.
+    // SAFETY: the caller's argument block; its pointers are valid or NULL.
     unsafe {
         let file = File::of("VOP_BMAP", (*ap).a_vp);
         if file.mount.bmap == Bmap::Unsupported {

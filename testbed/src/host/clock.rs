@@ -34,25 +34,25 @@ impl Patience {
     }
 }
 
-/// By how much a sleep is shorter while [`hurry`] is on.
-const HURRY: i64 = 100;
+/// By this factor a sleep is shorter while [`shorten_sleeps`] is on.
+const SHORTER: i64 = 100;
 
-static HURRIES: AtomicBool = AtomicBool::new(false);
+static SHORTENED: AtomicBool = AtomicBool::new(false);
 
-/// What sleepers in a hurry have left out.
+/// Time that shortened sleeps have left out.
 static LEFT_OUT: AtomicI64 = AtomicI64::new(0);
 
-/// Shorten all sleeps of pause(9), and let the time since boot go on as if they
-/// had been of full length: what is waited for in vain is over soon.
-pub fn hurry(on: bool) {
-    HURRIES.store(on, Ordering::Release);
+/// Shortens all sleeps of pause(9), while the time since boot goes on as if they had
+/// been of full length: timeouts are over soon.
+pub fn shorten_sleeps(on: bool) {
+    SHORTENED.store(on, Ordering::Release);
 }
 
 /// pause_sbt(9) of a thread of the host.
 pub fn sleep(time: i64) {
-    if HURRIES.load(Ordering::Acquire) {
-        std::thread::sleep(to_duration(time / HURRY));
-        LEFT_OUT.fetch_add(time - time / HURRY, Ordering::AcqRel);
+    if SHORTENED.load(Ordering::Acquire) {
+        std::thread::sleep(to_duration(time / SHORTER));
+        LEFT_OUT.fetch_add(time - time / SHORTER, Ordering::AcqRel);
     } else {
         std::thread::sleep(to_duration(time));
     }
@@ -71,7 +71,7 @@ pub fn begin(virtual_time: bool) {
 /// sbinuptime(): the time now.
 pub fn now() -> i64 {
     if VIRTUAL.load(Ordering::Acquire) {
-        // Who waits for the time by looking at it gets there.
+        // A loop that polls the time must come to an end.
         return NOW.fetch_add(SECOND >> 20, Ordering::AcqRel);
     }
     SECOND + from_duration(START.elapsed()) + LEFT_OUT.load(Ordering::Acquire)
@@ -82,7 +82,7 @@ pub fn tick() {
     NOW.fetch_add(SECOND >> 16, Ordering::AcqRel);
 }
 
-/// Nobody has anything to do until `time`.
+/// No thread has anything to do until `time`.
 pub fn advance_to(time: i64) {
     NOW.fetch_max(time, Ordering::AcqRel);
 }

@@ -12,10 +12,10 @@ pub const SIZE: usize = 64 << 10;
 
 static ALL: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
-/// Blocks whose thread has ended.
+/// Blocks of threads that have ended.
 static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
-/// What a thread does with its block, by the block's address.
+/// A function of a block's address.
 type Hook = fn(*mut u8);
 
 /// The calling thread's block, and the hook for the thread's end.

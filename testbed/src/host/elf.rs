@@ -142,8 +142,8 @@ impl Loaded {
     }
 }
 
-/// What a function's address stands for: the module knows the host's functions
-/// by their stubs.
+/// The function behind an address: the module knows the host's functions by their
+/// stubs.
 pub fn behind_stub(address: usize) -> usize {
     const JUMP: [u8; 8] = [0xff, 0x25, 2, 0, 0, 0, 0xcc, 0xcc];
     // SAFETY: a function's address, where there are instructions to read.

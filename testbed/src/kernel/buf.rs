@@ -50,7 +50,7 @@ fn buf_of(lock: *mut sys::lock) -> *mut sys::buf {
     (lock as usize - offset_of!(sys::buf, b_lock)) as *mut sys::buf
 }
 
-/// What a thread's lock word is, LK_KERNPROC, and unlocked.
+/// A buf's lock word is its thread's address, or one of these.
 const KERNPROC: usize = usize::MAX;
 const UNLOCKED: usize = 1;
 

@@ -114,7 +114,7 @@ fn next(all: &BTreeMap<usize, Callout>) -> Option<(i64, usize)> {
     all.iter().filter(|(_, c)| c.pending).map(|(at, c)| (c.time, *at)).min()
 }
 
-/// Callouts whose time has come.
+/// Callouts that are due.
 pub fn due() -> usize {
     let now = clock::now();
     CALLOUTS.lock().unwrap().values().filter(|c| c.pending && c.time <= now).count()

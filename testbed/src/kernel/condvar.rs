@@ -56,7 +56,7 @@ pub extern "C" fn cv_wait(cv: *mut sys::cv, lock: *mut sys::lock_object) {
         if schedule::is_one_thread() {
             drop(all);
             if !schedule::pump() {
-                violation(call, "nobody is left to broadcast: the thread sleeps for ever");
+                violation(call, "no thread is left to broadcast: the thread sleeps for ever");
             }
             all = ALL.lock().unwrap();
         } else {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Kernels whose structures differ from the headers that the module was built with.
+//! Kernels with structures that differ from the headers which the module was built
+//! with.
 
 use std::sync::Mutex;
 
 use clap::ValueEnum;
 
-/// In what the kernel differs.
+/// A difference between the kernel and the headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Difference {
     /// struct buf is larger.

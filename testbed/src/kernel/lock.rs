@@ -14,10 +14,10 @@ use crate::{
     host::{clock::Patience, schedule},
 };
 
-/// A lock that nobody gets within so many seconds is a deadlock.
+/// Seconds after which a thread that waits for a lock is deadlocked.
 const PATIENCE: u32 = 60;
 
-/// Who has a lock.
+/// The owners of a lock.
 #[derive(Default)]
 struct State {
     writer: bool,
@@ -31,7 +31,7 @@ fn state(locks: &mut HashMap<usize, State>, address: usize) -> &mut State {
     locks.entry(address).or_default()
 }
 
-/// Take it if nobody is in the way.
+/// Takes the lock if no other owner is in the way.
 fn try_take(locks: &mut HashMap<usize, State>, address: usize, exclusive: bool) -> bool {
     let state = state(locks, address);
     let free = !state.writer && (!exclusive || state.readers == 0);
@@ -77,11 +77,11 @@ fn wait<'a>(
 ) -> MutexGuard<'a, HashMap<usize, State>> {
     if schedule::is_one_thread() {
         drop(locks);
-        rule(call, schedule::pump(), "deadlock: nobody is left to release the lock");
+        rule(call, schedule::pump(), "deadlock: no thread is left to release the lock");
         return LOCKS.lock().unwrap();
     }
     let (locks, late) = LOCK_FREE.wait_timeout(locks, Patience::STEP).unwrap();
-    rule(call, !late.timed_out() || patience.spend(), "deadlock: nobody releases the lock");
+    rule(call, !late.timed_out() || patience.spend(), "deadlock: no thread releases the lock");
     locks
 }
 
@@ -100,7 +100,7 @@ pub fn release(call: &str, address: usize, exclusive: bool) {
     LOCK_FREE.notify_all();
 }
 
-/// The lock's memory is gone; nobody may have it.
+/// The memory of the lock is freed: no thread may hold it.
 pub fn forget(call: &str, address: usize) {
     let state = LOCKS.lock().unwrap().remove(&address).unwrap_or_default();
     rule(call, !state.writer && state.readers == 0, "its lock is held");

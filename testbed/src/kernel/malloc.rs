@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! malloc(9): typed memory whose edges, and whose use after its end, are watched.
+//! malloc(9): typed memory with guard bytes and a quarantine after free(9).
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,17 +18,17 @@ use crate::{
     kernel::{callout, mutex, shortage, taskqueue},
 };
 
-/// Bytes behind an allocation that nobody may write.
+/// Guard bytes behind an allocation.
 const EDGE: usize = 16;
 const EDGE_BYTE: u8 = 0xed;
 
-/// What memory holds that was not asked for zeroed.
+/// Fills memory that is not asked for zeroed.
 const GARBAGE: u8 = 0xa5;
 
-/// What freed memory holds.
+/// Fills freed memory.
 const FREED: u8 = 0xde;
 
-/// Freed allocations that are kept to see whether somebody still writes.
+/// Freed allocations in quarantine, where a write after free shows.
 const QUARANTINE: usize = 1024;
 
 #[derive(Clone, Copy)]
@@ -109,13 +109,13 @@ pub extern "C" fn free(at: *mut c_void, kind: *mut sys::malloc_type) {
         ),
     );
     let bytes = |from: usize, len| {
-        // SAFETY: within the allocation, which nobody else frees now.
+        // SAFETY: within the allocation, which only this call frees.
         unsafe { std::slice::from_raw_parts(at.cast::<u8>().add(from), len) }
     };
     rule(
         call,
         bytes(allocation.size, EDGE).iter().all(|byte| *byte == EDGE_BYTE),
-        format_args!("somebody wrote behind the {} bytes at {at:?}", allocation.size),
+        format_args!("a write went beyond the {} bytes at {at:?}", allocation.size),
     );
     let memory = at as usize..at as usize + allocation.size;
     rule(call, !mutex::mutex_within(memory.clone()), "a mutex in it is not destroyed");

@@ -107,7 +107,7 @@ pub unsafe extern "C" fn mtx_destroy(cookie: *mut usize) {
     remove(lock.address);
     MUTEXES.lock().unwrap().remove(&lock.address);
     witness::forget(lock.address);
-    // SAFETY: the caller's mutex, which nobody owns.
+    // SAFETY: the caller's mutex, which has no owner.
     unsafe { cookie.write(sys::MTX_DESTROYED as usize) };
 }
 
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn mtx_trylock(
     let call = "mtx_trylock";
     let lock = mtx(call, cookie, opts);
     let mine = witness::held(lock.address).is_some();
-    // No order is checked: nobody waits.
+    // No order is checked: a try does not wait.
     let got = if mine { lock.recursable } else { try_lock(lock.address, true) };
     if got {
         witness::acquired(lock, true, Place::new(call, file, line));

@@ -26,7 +26,7 @@ use crate::{
     kernel::rwlock,
 };
 
-/// What an allocated page holds before somebody reads into it.
+/// Fills a new page, which nothing has been read into.
 const GARBAGE: u8 = 0xa5;
 pub const UNBUSIED: u32 = 1;
 const XBUSY: u32 = 2;
@@ -52,7 +52,7 @@ fn array() -> *mut sys::vm_page {
     *ARRAY as *mut sys::vm_page
 }
 
-/// What an object's pages come from.
+/// The type of an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
     /// OBJT_VNODE.
@@ -94,7 +94,7 @@ pub static VM: LazyLock<Mutex<Vm>> = LazyLock::new(|| {
 
 pub static BUSY: Condvar = Condvar::new();
 
-/// Who sleeps more seconds than this sleeps for ever.
+/// Seconds after which a sleeping thread is taken for hung.
 const PATIENCE: u32 = 60;
 
 /// A page of the machine.
@@ -137,8 +137,8 @@ impl Page {
     /// The page's fields.
     #[allow(clippy::mut_from_ref)]
     pub fn fields(&self) -> &mut sys::vm_page {
-        // SAFETY: of the array, which lives for ever; who has busied the page
-        // or holds VM writes.
+        // SAFETY: in the array, which lives for ever. The thread that has busied the page writes,
+        // or the holder of VM.
         unsafe { &mut *self.0 }
     }
 
@@ -147,7 +147,7 @@ impl Page {
         self.fields().busy_lock == XBUSY
     }
 
-    /// Whether somebody has busied the page shared.
+    /// Whether the page is busied shared.
     fn is_shared(self) -> bool {
         let lock = self.fields().busy_lock;
         lock != FREED && lock & UNBUSIED != 0 && lock != UNBUSIED
@@ -176,7 +176,7 @@ impl Page {
         }
     }
 
-    /// Unbusy, and wake who waits.
+    /// Unbusies the page, and wakes the threads that wait for it.
     pub fn unbusy(self, call: &str) {
         let _vm = VM.lock().unwrap();
         self.owner().store(0, Ordering::Relaxed);
@@ -229,11 +229,11 @@ pub fn wait_for<T>(call: &str, mut done: impl FnMut(&mut Vm) -> Option<T>) -> T 
         }
         if schedule::is_one_thread() {
             drop(vm);
-            rule(call, schedule::pump(), "deadlock: nobody is left to wake this thread");
+            rule(call, schedule::pump(), "deadlock: no thread is left to wake this one");
             vm = VM.lock().unwrap();
         } else {
             let (next, late) = BUSY.wait_timeout(vm, Patience::STEP).unwrap();
-            rule(call, !late.timed_out() || patience.spend(), "nobody wakes this thread");
+            rule(call, !late.timed_out() || patience.spend(), "no thread wakes this one");
             vm = next;
         }
     }

@@ -22,8 +22,8 @@ fn object_class() -> Class {
 
 fn rwlock(cookie: *mut usize) -> Lock {
     let (address, class) = (cookie as usize, object_class());
-    // The kernel lets two objects' locks be held together. Nobody here has a
-    // reason to, and no order between two objects is known.
+    // The kernel lets a thread hold the locks of two objects. The module has no reason to, and no
+    // order between two objects is known.
     Lock { address, class, sleepable: false, recursable: false, dup_ok: false }
 }
 

@@ -19,5 +19,5 @@ pub extern "C" fn crhold(cred: *mut sys::ucred) -> *mut sys::ucred {
 /// `crfree`.
 pub extern "C" fn crfree(cred: *mut sys::ucred) {
     let before = CREDS.fetch_sub(1, Ordering::Relaxed);
-    rule("crfree", !cred.is_null() && before > 0, "nobody holds it");
+    rule("crfree", !cred.is_null() && before > 0, "there is no reference");
 }

@@ -19,15 +19,15 @@ use crate::{
 struct Zone {
     name: String,
     words: usize,
-    /// Items that are free: their memory is never given back to the host, so
-    /// that a late use is a use of an item and not of something else.
+    /// Free items. Their memory is never given back to the host, so that a use after free finds an
+    /// item and is reported.
     free: Vec<usize>,
     out: BTreeSet<usize>,
 }
 
 static ZONES: Mutex<BTreeMap<usize, Zone>> = Mutex::new(BTreeMap::new());
 
-/// What fills the memory of an item that is free.
+/// Fills the memory of a free item.
 const FREED: u64 = 0xdead_c0de_dead_c0de;
 
 /// Zones that are alive.
@@ -86,7 +86,7 @@ pub extern "C" fn uma_zalloc_arg(zone: *mut c_void, _: *mut c_void, flags: c_int
     let Some(zone) = zone else { return ptr::null_mut() };
     let words = zone.words;
     let item = zone.free.pop().unwrap_or_else(|| vec![FREED; words].leak().as_mut_ptr() as usize);
-    // SAFETY: an item of so many words that nobody has.
+    // SAFETY: an item of this zone that is not allocated.
     let words = unsafe { std::slice::from_raw_parts_mut(item as *mut u64, words) };
     rule(call, words.iter().all(|word| *word == FREED), "a free item was written to");
     zone.out.insert(item);

@@ -96,8 +96,8 @@ pub fn is_paging(object: *mut sys::vm_object) -> bool {
     VM.lock().unwrap().object("vm_object_assert_paging", object).paging > 0
 }
 
-/// vinvalbuf() of a vnode that goes: its pages are freed once nobody has them
-/// busied; wired ones become invalid.
+/// vinvalbuf() of a vnode that is reclaimed: frees its pages once they are not busied;
+/// wired ones become invalid.
 pub fn invalidate(object: *mut sys::vm_object) {
     let call = "vm_object_page_remove";
     while let Some(page) = wait_for(call, |vm| {
@@ -123,8 +123,8 @@ pub fn invalidate(object: *mut sys::vm_object) {
     }
 }
 
-/// vnode_destroy_vobject(): wait until nobody pages any more; the object is
-/// dead, and ends at once or with its last reference.
+/// vnode_destroy_vobject(): waits until `paging_in_progress` is 0. The object is dead
+/// then, and ends at once or with its last reference.
 pub fn destroy(object: *mut sys::vm_object) {
     let call = "vnode_destroy_vobject";
     let last = wait_for(call, |vm| {
@@ -163,8 +163,8 @@ fn terminate(object: *mut sys::vm_object) {
     }
     vm.objects.remove(&(object as usize));
     drop(vm);
-    // The memory of an object is never given back (UMA_ZONE_NOFREE): who
-    // knows its address may still lock it and see that it is dead.
+    // The memory of an object is never given back (UMA_ZONE_NOFREE): a thread that knows its
+    // address may still lock it and see that it is dead.
     quarantine::retire(object);
 }
 
@@ -202,8 +202,8 @@ pub fn dirty(object: *mut sys::vm_object) -> Vec<u64> {
     pages.map(|page| page.fields().pindex).collect()
 }
 
-/// The page daemon: free cached pages of the object that nobody uses, of
-/// every `one_in` of them one. How many.
+/// The page daemon: frees one in `one_in` of the object's cached pages that are not in
+/// use. How many.
 pub fn reclaim(object: *mut sys::vm_object, one_in: usize, rng: &mut fastrand::Rng) -> usize {
     rwlock::with_object(object, || {
         let mut vm = VM.lock().unwrap();

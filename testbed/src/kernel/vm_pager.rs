@@ -26,7 +26,7 @@ use crate::{
 /// A getpages completion callback.
 pub type Iodone = unsafe extern "C" fn(*mut c_void, *mut *mut sys::vm_page, c_int, c_int);
 
-/// What a pager is asked.
+/// A request to a pager.
 #[derive(Clone, Copy)]
 pub struct Request {
     /// The object.
@@ -39,9 +39,9 @@ pub struct Request {
     pub behind: *mut c_int,
     /// See `behind`.
     pub ahead: *mut c_int,
-    /// Whom to tell, and what.
+    /// The completion callback.
     pub iodone: Iodone,
-    /// See `iodone`.
+    /// Its argument.
     pub arg: *mut c_void,
 }
 
@@ -116,7 +116,7 @@ type Space = HashMap<(usize, u64), Block>;
 
 static SPACE: LazyLock<Mutex<Space>> = LazyLock::new(Mutex::default);
 
-/// What swap space holds of a page.
+/// The content of a page in swap space.
 #[derive(Clone)]
 pub enum Block {
     /// Its bytes.

@@ -73,7 +73,7 @@ fn free(vnode: *mut sys::vnode) {
 
 // The vnode's lock.
 
-/// What is known of a vnode's lock.
+/// A vnode's lock, as WITNESS knows it.
 pub fn vnode_lock(vnode: *mut sys::vnode) -> Lock {
     static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("vnode", "lockmgr"));
     Lock {

@@ -13,9 +13,9 @@ use crate::{
     },
 };
 
-/// vnode_pager_setsize(): pages behind the new end go, once nobody has them
-/// busied; wired ones only become invalid. The rest of the last page is zeroed.
-/// A file that grows has its new end before anybody waits for its old one.
+/// vnode_pager_setsize(): frees pages beyond the new end once they are not busied;
+/// wired ones only become invalid. Zeroes the rest of the last page. A file that grows
+/// gets its new end before the wait for its old last page.
 pub fn set_size(object: *mut sys::vm_object, bytes: u64) {
     let call = "vnode_pager_setsize";
     record(call, format_args!("object {object:?} to {bytes} bytes"));
@@ -81,7 +81,7 @@ pub fn set_size(object: *mut sys::vm_object, bytes: u64) {
 /// Whether an unbusied last page holds nothing but zeros behind the file's end.
 fn purged(page: Page, bytes: u64) -> bool {
     let at = (bytes % PAGE as u64) as usize;
-    // SAFETY: the page's own memory, which nobody reads into: it is not busied.
+    // SAFETY: the page's own memory; no read fills it, as it is not busied.
     let tail = unsafe { std::slice::from_raw_parts(page.data().add(at), PAGE - at) };
     page.fields().valid == 0 || tail.iter().all(|b| *b == 0)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What a module must not leave behind.
+//! The balance after kldunload(2): the module has left nothing behind.
 
 use std::sync::atomic::Ordering;
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What kldload is told.
+//! Options of kldload.
 
 use std::ffi::c_int;
 
 use crate::kernel::differences::Difference;
 
-/// What kldload is told.
+/// Options of kldload.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The kernel's `osreldate`.

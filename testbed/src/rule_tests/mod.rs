@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Each rule of the KPI that no mutant of the module can break is broken here
-//! once, to show that it is watched.
+//! Rule tests: each breaks one rule of the simulated kernel on purpose, to show that
+//! the testbed reports it. They cover the rules that no mutant of the module can
+//! break.
 
 mod callouts;
 #[cfg(test)]
@@ -16,10 +17,10 @@ use anyhow::{Result, anyhow, bail};
 use crate::{kernel::proc, kld::boot::boot};
 
 /// A rule's name, words that its violation has to say, and how to break it.
-type Breach = (&'static str, &'static str, fn());
+type RuleTest = (&'static str, &'static str, fn());
 
 /// All of them.
-pub const ALL: &[Breach] = &[
+pub const ALL: &[RuleTest] = &[
     ("order-reversed", "lock order reversal", locks::order_reversed),
     ("order-reversed-by-way-of-a-third", "lock order reversal", locks::order_by_way_of_a_third),
     (
@@ -71,7 +72,7 @@ pub const ALL: &[Breach] = &[
     ("task-freed-while-queued", "a task in it is queued", memory::task_freed),
     ("freed-twice", "freed twice", memory::freed_twice),
     ("freed-as-another-type", "is freed as two", memory::freed_as_another_type),
-    ("written-behind-the-end", "wrote behind the 24 bytes", memory::written_behind),
+    ("written-behind-the-end", "a write went beyond the 24 bytes", memory::written_behind),
     ("written-after-free", "written to after free", memory::written_after_free),
     ("allocation-left", "1 allocations of type one are left", memory::allocation_left),
     ("waiting-malloc-in-completion", "sleeping in a completion thread", memory::waiting_malloc),
@@ -87,8 +88,8 @@ pub const ALL: &[Breach] = &[
     ("pager-vnode-unlocked", "the vnode is not locked", pager::pager_vnode_unlocked),
     ("pager-without-the-vop", "has no getpages_async", pager::pager_without_the_vop),
     ("pager-dead-object", "the object is dead", pager::pager_dead_object),
-    ("stock-forgets-a-hole", "nobody is left to call iodone", pager::stock_forgets_a_hole),
-    ("stock-forgets-a-small-block", "nobody is left to call iodone", pager::stock_forgets_small),
+    ("stock-forgets-a-hole", "no thread is left to call iodone", pager::stock_forgets_a_hole),
+    ("stock-forgets-a-small-block", "no thread is left to call iodone", pager::stock_forgets_small),
     ("stock-drops-the-last-page", "count 1 for a request of 2", pager::stock_drops_the_last_page),
     ("vnode-used-after-free", "the vnode", vnodes::vnode_used_after_free),
     ("mount-used-after-free", "was freed, and byte", vnodes::mount_used_after_free),
@@ -99,8 +100,8 @@ pub const ALL: &[Breach] = &[
     ("malloc-without-a-mode", "neither M_WAITOK nor M_NOWAIT", memory::malloc_without_a_mode),
 ];
 
-/// Not a rule of the KPI: memory of the host's own is used after its end, for
-/// whoever watches the testbed itself. It ends without a violation.
+/// Not a rule of the KPI: memory of the host's own is used after free, to test the
+/// sanitizer that watches the testbed itself. It ends without a violation.
 const HOST: &str = "host-memory";
 
 fn host_memory() {
@@ -118,12 +119,12 @@ pub fn run(name: &str) -> Result<()> {
         host_memory();
         return Ok(());
     }
-    let (.., breach) = ALL
+    let (.., break_rule) = ALL
         .iter()
         .find(|(known, ..)| *known == name)
-        .ok_or_else(|| anyhow!("no breach {name}: `breach --list` names them"))?;
+        .ok_or_else(|| anyhow!("no rule {name}: `rules --list` names them"))?;
     proc::attach();
     boot(true, 1);
-    breach();
-    bail!("{name}: nobody noticed")
+    break_rule();
+    bail!("{name}: no violation was reported")
 }

@@ -69,7 +69,7 @@ pub fn pager_last_page_bogus() {
 
 pub fn pager_page_not_busied() {
     let (object, pages) = swap();
-    pages[0].unbusy("breach");
+    pages[0].unbusy("rule test");
     ask(object, &pages);
 }
 
@@ -104,7 +104,7 @@ pub fn pager_vnode_unlocked() {
 pub fn pager_without_the_vop() {
     let file = file(4096);
     vm_object::vm_object_pip_add(file.object, 1);
-    let _locked = vnode::VnodeLocked::new(file.vnode, false, "breach");
+    let _locked = vnode::VnodeLocked::new(file.vnode, false, "rule test");
     // SAFETY: the file's own vnode.
     unsafe { (*file.vnode).v_op = low_memory::zeroed() };
     ask(file.object, &[resident::grab(file.object, 0)]);
@@ -113,7 +113,7 @@ pub fn pager_without_the_vop() {
 pub fn pager_dead_object() {
     let (object, pages) = swap();
     vm_object::vm_object_reference(object);
-    pages.iter().for_each(|page| page.unbusy("breach"));
+    pages.iter().for_each(|page| page.unbusy("rule test"));
     vm_object::vm_object_pip_wakeup(object);
     vm_object::destroy(object);
     vm_object::vm_object_pip_add(object, 1);
@@ -144,7 +144,7 @@ pub fn stock_drops_the_last_page() {
     stock::FAITHFUL.store(true, Ordering::Relaxed);
     let (disk, _) = Disk::new(vec![7; 1 << 20], 512, 1, false);
     let inode = Inode {
-        path: "breach".into(),
+        path: "rule test".into(),
         number: 4,
         size: 4196,
         map: vec![Some(8), Some(16)],

@@ -16,7 +16,7 @@ pub fn file(block: u64) -> Arc<File> {
     let (disk, _) = Disk::new(vec![7; 1 << 20], 512, 1, false);
     let map = vec![Some(8), None, Some(16)];
     let inode = Inode {
-        path: "breach".into(),
+        path: "rule test".into(),
         number: 4,
         size: 2 * block + 100,
         map,
@@ -44,7 +44,7 @@ pub fn mount_used_after_free() {
 }
 
 pub fn unmapped_buf_touched() {
-    // Whoever faults is told by the same handler as for the dead.
+    // The same handler reports faults in freed memory: install it.
     file(4096);
     // SAFETY: on purpose.
     unsafe { (request::unmapped() as *const u8).read_volatile() };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Scenarios of bufs: none left, all of them reading ahead, and what becomes of
-//! a request that was promised a run and does not get what it needs.
+//! Bufs: none left, all of them reading ahead, and requests with a deferred map that
+//! do not get the bufs or pages they need.
 
 use std::{
     path::Path,
@@ -95,7 +95,7 @@ fn bufs_none(fixture: &mut Fixture, ko: &Path) -> Result<()> {
     few_bufs(fixture, ko)?;
     slow(fixture, 2)?;
     for (name, file, offset, len) in workloads(fixture) {
-        // As if somebody had sent it before.
+        // The block map is in memory, as after an earlier request.
         if !name.starts_with("cold") {
             let lbn = file.inode.map.len() as u64 - 1;
             let brought = file.maps.bring(file.disk(), &file.inode.indirect, lbn, file.mount.block);
@@ -167,13 +167,13 @@ fn release(
     waits: u64,
     is_finished: impl Fn() -> bool,
 ) -> Result<()> {
-    // One whose map is to be read waits for that first.
+    // A request with a deferred map waits for the map first.
     wait_until("a request waits", || {
         counter("waited_buf") > waits || is_finished() || fixture.disk.waiting() > REQUESTS
     })?;
     fixture.disk.behave(Behaviour::default());
     wait_until("the requests are over", || {
-        fixture.disk.hurry();
+        fixture.disk.complete_now();
         is_finished()
     })?;
     for (i, sending) in (0..).zip(all) {
@@ -215,12 +215,12 @@ fn bufs_readahead(fixture: &mut Fixture, ko: &Path) -> Result<()> {
     }
     let waits = counter("waited_buf") - waits;
     ensure!(waits == 0, "{waits} requests waited for a buf that read-ahead has");
-    fixture.disk.hurry();
+    fixture.disk.complete_now();
     streams.iter().zip(all).try_for_each(|(file, sent)| finish(fixture, file, sent, 0, 16 * P))
 }
 
-/// A request whose block map has been read, and for which there is no buf then,
-/// goes on as soon as there is one.
+/// A request that finds no buf after its block map was read continues as soon as a buf
+/// is free.
 fn bufs_map_starved(fixture: &mut Fixture, ko: &Path) -> Result<()> {
     few_bufs(fixture, ko)?;
     slow(fixture, 2)?;
@@ -241,14 +241,14 @@ fn bufs_map_starved(fixture: &mut Fixture, ko: &Path) -> Result<()> {
         // The map comes, and the bufs that are kept for such requests do not do.
         let place = file.inode.indirect.place(-12).context("no indirect block")? as u64 * 512;
         let waits = counter("waited_buf");
-        fixture.disk.hurry_range(place..place + P);
+        fixture.disk.complete_range_now(place..place + P);
         wait_until("the request has the last bufs, and waits", || {
             buf::out() == BUFS && counter("waited_buf") > waits
         })?;
         ensure!(!sending.is_over(), "30 runs were read with 2 bufs");
         fixture.disk.behave(Behaviour::default());
         wait_until("all is over", || {
-            fixture.disk.hurry();
+            fixture.disk.complete_now();
             sending.is_over()
         })?;
         finish(fixture, &file, sending, 20 * P, 30 * P)?;
@@ -260,9 +260,9 @@ fn bufs_map_starved(fixture: &mut Fixture, ko: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A promised run that cannot be served as promised is served here all the same:
-/// the buffer pager would wait for pages of the same block that this thread has
-/// busied behind the run.
+/// A deferred map that cannot be read as announced is served by the module itself: the
+/// buffer pager would wait for pages of the same block that this thread has busied
+/// behind the run.
 fn promise_not_kept(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let map: Vec<_> = (0..120).map(|b| Some(10 + b)).collect();
@@ -295,7 +295,7 @@ fn map_truncated(fixture: &mut Fixture, _: &Path) -> Result<()> {
         let place = file.inode.indirect.place(-12).context("no indirect block")? as u64 * 512;
         let first = file.inode.map[20].context("a hole")? as u64 * 512;
         if late {
-            fixture.disk.hurry_range(place..place + BLOCK);
+            fixture.disk.complete_range_now(place..place + BLOCK);
             wait_until("the data are asked for", || fixture.disk.is_asked_for(first..first + len))?;
         }
         file.free_blocks();
@@ -305,7 +305,7 @@ fn map_truncated(fixture: &mut Fixture, _: &Path) -> Result<()> {
         }
         (0..len / 512).for_each(|i| fixture.disk.write(first + i * 512, &[0x77; 512]));
         wait_until("it is over", || {
-            fixture.disk.hurry();
+            fixture.disk.complete_now();
             sending.is_over()
         })?;
         let mut got = Vec::new();

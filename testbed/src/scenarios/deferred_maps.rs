@@ -17,7 +17,7 @@ use crate::{
     },
     scenarios::{
         fixture::{Fixture, Run},
-        speculative::{BEHIND, FIRST, MAP, begin, manners, straight},
+        speculative::{BEHIND, FIRST, MAP, begin, behaviour, straight},
         steps::{
             BLOCK, P, SIZE, begin_cold, begin_forgotten, cold, contiguous, finish, ready, send,
             settle, slow, undisturbed, wait_until,
@@ -137,7 +137,7 @@ fn map_fast(fixture: &mut Fixture, _: &Path) -> Result<()> {
     })
 }
 
-/// Whoever else asks for a block gets the true answer, and waits for it.
+/// Every other caller of VOP_BMAP gets the true answer, and waits for it.
 fn map_others(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let file = contiguous(fixture);
@@ -208,20 +208,20 @@ fn map_left_to_the_filesystem(fixture: &Fixture, plain: &File, other: &File) -> 
     Ok(())
 }
 
-/// Who has gone on while a window waited for the block map gets another one:
-/// before it a gap is left, which it can ask for itself.
+/// A consumer that goes on while a window waits for the block map gets another window,
+/// behind a gap that it can ask for itself.
 fn map_gone_on(fixture: &mut Fixture, _: &Path) -> Result<()> {
     ensure!(sysctl::number("vfs.asyncpager.readahead.guess", 0) == 0, "sysctl");
-    // Only a thread that is late itself leaves a gap at first: not every time.
+    // Only a delayed thread leaves a gap at first: not in each round.
     for _ in 0..10 {
         slow(fixture, 60)?;
         let file = straight(fixture);
-        let late = Some((MAP, Duration::from_secs(600)));
-        fixture.disk.behave(Behaviour { late, ..manners() });
+        let slow = Some((MAP, Duration::from_secs(600)));
+        fixture.disk.behave(Behaviour { slow, ..behaviour() });
         send(fixture, &file, 0, 16 * P, 100)?;
         wait_until("only the map is missing", || fixture.disk.waiting() == 1)?;
-        fixture.disk.behave(manners());
-        fixture.disk.hurry();
+        fixture.disk.behave(behaviour());
+        fixture.disk.complete_now();
         settle()?;
         wait_until("it is there", || ready(&file, BEHIND))?;
         let left =

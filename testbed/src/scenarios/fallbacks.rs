@@ -165,7 +165,7 @@ fn swap_pager(_: &mut Fixture, _: &Path) -> Result<()> {
     for (first, count, code, error) in [
         (0, 3, sys::VM_PAGER_OK, 0),
         (3, 2, sys::VM_PAGER_ERROR, libc::EIO),
-        // What the second page lacks is not a hole of the first.
+        // A missing second page is not a hole of the first.
         (2, 4, sys::VM_PAGER_ERROR, libc::EIO),
         (6, 1, sys::VM_PAGER_FAIL, libc::EINVAL),
     ] {
@@ -186,8 +186,8 @@ fn swap_pager(_: &mut Fixture, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The models of what the module replaces keep the same promises, where 14.2
-/// does not forget its caller.
+/// The models of stock 14.2 keep the same contract, except where 14.2 forgets its
+/// caller.
 fn stock_model(fixture: &mut Fixture, _: &Path) -> Result<()> {
     ensure!(sysctl::write("vfs.asyncpager.enabled", false) == 0, "sysctl");
     for emulated in [false, true] {

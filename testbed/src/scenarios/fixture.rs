@@ -20,7 +20,7 @@ use crate::{
     kld::{boot::boot, left, module::Module, options::Options},
 };
 
-/// What is done in a fixture: a scenario.
+/// A scenario.
 pub type Run = fn(&mut Fixture, &Path) -> Result<()>;
 
 /// A disk beside the fixture's, with the same bytes at its beginning.
@@ -36,7 +36,7 @@ impl OtherDisk {
     pub fn file(&mut self, block: u64, map: &[Option<u64>], size: u64) -> Arc<File> {
         let map: Vec<_> = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
         let mut top = self.disk.image().len();
-        let indirect = Indirect::plant(&self.disk, &mut top, &map, block);
+        let indirect = Indirect::lay_out(&self.disk, &mut top, &map, block);
         let inode = Inode { path: "other".into(), number: 5, size, map, indirect };
         let mount = Mount { block, unmapped: true, flags: 0, bmap: Bmap::Good };
         let file = File::open(inode, mount, &self.disk, true);
@@ -48,7 +48,7 @@ impl OtherDisk {
 impl Drop for OtherDisk {
     /// Close its files, and end its thread.
     fn drop(&mut self) {
-        self.disk.hurry();
+        self.disk.complete_now();
         self.files.drain(..).for_each(|file| file.close());
         self.disk.stop();
         self.thread.take().map(JoinHandle::join);
@@ -61,7 +61,7 @@ pub struct Fixture {
     pub module: Option<Module>,
     /// The disk.
     pub disk: Arc<Disk>,
-    /// What the file that is written to has held.
+    /// Versions of the file that is written to.
     pub versions: Versions,
     thread: Option<JoinHandle<()>>,
     files: Mutex<Vec<Arc<File>>>,
@@ -115,11 +115,11 @@ impl Fixture {
         unmapped: bool,
     ) -> Arc<File> {
         let mut top = self.top.lock().unwrap();
-        self.planted(path, block, map, size, unmapped, &mut top)
+        self.laid_out(path, block, map, size, unmapped, &mut top)
     }
 
     /// The same, with its indirect blocks below byte `top` of the disk.
-    pub fn planted(
+    pub fn laid_out(
         &self,
         path: &str,
         block: u64,
@@ -129,7 +129,7 @@ impl Fixture {
         top: &mut usize,
     ) -> Arc<File> {
         let map: Vec<_> = map.iter().map(|b| b.map(|b| (b * block / 512) as i64)).collect();
-        let indirect = Indirect::plant(&self.disk, top, &map, block);
+        let indirect = Indirect::lay_out(&self.disk, top, &map, block);
         let inode = Inode { path: path.into(), number: 4, size, map, indirect };
         self.open(inode, Mount { block, unmapped, flags: 0, bmap: Bmap::Good }, true)
     }
@@ -153,24 +153,24 @@ impl Fixture {
             None => *at,
         };
         let map: Vec<_> = map.iter().enumerate().map(place).collect();
-        self.planted(path, block, &map, size, unmapped, &mut top)
+        self.laid_out(path, block, &map, size, unmapped, &mut top)
     }
 
-    /// Another disk with so many bytes.
+    /// Another disk, of `bytes` bytes.
     pub fn other_disk(&self, bytes: usize, seed: u64) -> OtherDisk {
         let image = self.disk.image()[..bytes].to_vec();
         let (disk, thread) = Disk::new(image, self.disk.sector() as i32, seed, true);
         OtherDisk { disk, thread, files: Vec::new() }
     }
 
-    /// Take a file away in the middle of its use, and open it anew.
+    /// Unmounts a file by force in the middle of its use, and opens it anew.
     pub fn remount(&self, file: &Arc<File>, ufs2: bool) -> Arc<File> {
         self.files.lock().unwrap().retain(|other| !Arc::ptr_eq(other, file));
         file.gone();
         self.open(file.inode.clone(), file.mount, ufs2)
     }
 
-    /// What the file's byte is.
+    /// The file's byte at `at`.
     pub fn byte(&self, file: &File, at: u64) -> u8 {
         if at >= file.inode.size {
             return 0;
@@ -180,7 +180,7 @@ impl Fixture {
         place.map_or(0, |place| self.disk.image()[place as usize * 512 + (at % block) as usize])
     }
 
-    /// What the file's bytes from `at` on are.
+    /// The file's bytes from `at` on.
     pub fn bytes(&self, file: &File, at: u64, len: usize) -> Vec<u8> {
         let (block, end) = (file.mount.block, at + len as u64);
         let mut bytes = vec![0; len];

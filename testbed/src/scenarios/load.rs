@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What cannot be checked when the module is loaded is checked at its first use.
+//! Checks that cannot be made when the module is loaded are made at first use.
 
 use std::{path::Path, ptr, sync::Arc, time::Duration};
 
@@ -45,8 +45,8 @@ fn loaded_at_boot(fixture: &mut Fixture, ko: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A file whose structures do not read as the headers have them is served by the
-/// filesystem's own answers.
+/// When the structures of a file differ from the headers, the filesystem's own VOPs
+/// answer for it.
 fn structures_at_use(fixture: &mut Fixture, _: &Path) -> Result<()> {
     type Break = fn(&mut sys::ufsmount, &mut sys::fs, &mut sys::inode);
     let breaks: [(&str, Break); 5] = [
@@ -62,7 +62,7 @@ fn structures_at_use(fixture: &mut Fixture, _: &Path) -> Result<()> {
     ensure!(counter("maps_read") > 0, "no map is read: {:?}", sysctl::counters());
     for (field, break_it) in breaks {
         let file: Arc<File> = contiguous(fixture);
-        // SAFETY: a live file that nobody else looks at now.
+        // SAFETY: a live file that no other thread uses now.
         unsafe {
             let ump = (*(*file.vnode).v_mount).mnt_data.cast::<sys::ufsmount>();
             break_it(&mut *ump, &mut *(*ump).um_fs, &mut *(*file.vnode).v_data.cast());

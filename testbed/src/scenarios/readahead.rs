@@ -56,8 +56,8 @@ fn begin_stream(fixture: &Fixture, file: &File) -> Result<()> {
     wait_until("a window is there", || WINDOW.clone().all(|pindex| ready(file, pindex)))
 }
 
-/// The beginning of a file is the beginning of a stream: what comes next is
-/// valid before anybody asks for it, but for a gap at the most.
+/// A request at the beginning of a file begins a stream: the pages behind it are valid
+/// before the consumer asks for them, except for one gap.
 fn stream(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let file = contiguous(fixture);
@@ -78,8 +78,8 @@ fn stream_seen(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let file = contiguous_of(fixture, 3 * BLOCKS);
     let size = file.inode.size;
-    // On a slow host the disk is slow, and windows become large: never as
-    // large as the file, since behind its last one nobody looks.
+    // On a slow host windows become large. They must stay smaller than the file: the timer does
+    // not look behind the last window.
     ensure!(sysctl::number("vfs.asyncpager.readahead.max", 2 << 20) == 0, "sysctl");
     send(fixture, &file, 0, 16 * P, 100)?;
     let (mut offset, step) = (16 * P, 40 * P);
@@ -128,10 +128,10 @@ fn stream_far(fixture: &mut Fixture, _: &Path) -> Result<()> {
 /// timer looks at first.
 pub const FAR: std::ops::Range<u64> = 1250..1314;
 
-/// Go on to there while the timer does not look. False when it stood still for
-/// so long that nobody looks at it any more.
+/// Sends up to there while the timer does not look. False when the host stood still
+/// for so long that the stream was given up.
 fn go_far(fixture: &Fixture, file: &File) -> Result<bool> {
-    // What it misses here tells where it is.
+    // Its misses here tell where it is.
     send(fixture, file, 16 * P, (GAP.end - 16) * P, 0)?;
     settle()?;
     wait_until("no page is in flight", || !vm_object::is_paging(file.object))?;
@@ -146,7 +146,7 @@ fn go_far(fixture: &Fixture, file: &File) -> Result<bool> {
     let found = || ahead("used") > used + 1000;
     let over = || callout::ran() >= ran + LOOKS || callout::active() == 0;
     wait_until("the timer has looked", || found() || over())?;
-    ensure!(found() || callout::ran() < ran + LOOKS, "nobody sees the consumer");
+    ensure!(found() || callout::ran() < ran + LOOKS, "the timer does not find the consumer");
     let found = found();
     if found {
         // Behind the gap that is left for the consumer, if one is.
@@ -161,7 +161,7 @@ fn go_far(fixture: &Fixture, file: &File) -> Result<bool> {
 /// Looks of the timer in which it must have looked everywhere.
 const LOOKS: u64 = 32;
 
-/// What was not read for a long time is not made up for at once.
+/// After a long pause, read-ahead does not catch up in one burst.
 fn stream_burst(fixture: &mut Fixture, _: &Path) -> Result<()> {
     ensure!(sysctl::number("vfs.asyncpager.readahead.max", 3000 * P as u32) == 0, "sysctl");
     ensure!(sysctl::number("vfs.asyncpager.readahead.poll", 500) == 0, "sysctl");
@@ -197,8 +197,8 @@ fn stream_burst(fixture: &mut Fixture, _: &Path) -> Result<()> {
     })
 }
 
-/// Begin a stream whose window is in flight until somebody waits for it, or
-/// nobody does. The timer is held.
+/// Begins a stream and keeps its window in flight for 20 ms, or until the disk is told
+/// to complete it. The timer is held.
 fn window_in_flight(fixture: &Fixture, file: &File) -> Result<()> {
     callout::hold(true);
     taskqueue::hold(true);
@@ -215,8 +215,8 @@ fn window_in_flight(fixture: &Fixture, file: &File) -> Result<()> {
     Ok(())
 }
 
-/// Do something while the disk has a window, which it brings as soon as
-/// somebody waits for a busied page, or when it is done. How often was waited.
+/// Runs `act` while a window is in flight, and completes the window as soon as a
+/// thread waits for a busied page, or after `act`. How often threads have waited.
 fn waits_while<T>(fixture: &Fixture, act: impl FnOnce() -> T) -> (T, u64) {
     let waits = || resident::BUSY_WAITS.load(Ordering::Relaxed);
     let (before, over) = (waits(), AtomicBool::new(false));
@@ -225,7 +225,7 @@ fn waits_while<T>(fixture: &Fixture, act: impl FnOnce() -> T) -> (T, u64) {
             while waits() == before && !over.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_micros(300));
             }
-            fixture.disk.hurry();
+            fixture.disk.complete_now();
         });
         let done = act();
         over.store(true, Ordering::Relaxed);
@@ -264,7 +264,8 @@ fn stream_random(fixture: &mut Fixture, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What was read ahead and freed again counts, and is read once more.
+/// Pages that are read ahead and freed unused are counted, and read again when asked
+/// for.
 fn stream_lost(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 2)?;
     let file = contiguous(fixture);
@@ -297,8 +298,8 @@ fn stream_grows(fixture: &mut Fixture, _: &Path) -> Result<()> {
     let in_flight = resident::resident(file.object, last).is_some_and(|page| page.is_busy());
     ensure!(in_flight, "the last page is not in flight: {:?}", sysctl::counters());
     let ((), waits) = waits_while(fixture, || file.set_size(SIZE));
-    ensure!(waits > 0, "nobody has waited for the last page");
-    // What lies between the old end and the end of its page was never written.
+    ensure!(waits > 0, "set_size() has not waited for the last page");
+    // The bytes between the old end and the end of its page were never written.
     let mut got = Vec::new();
     let sending = Sending::begin(&file, last * P, P, 0).context("the file is gone")?;
     let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));

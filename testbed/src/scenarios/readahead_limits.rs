@@ -42,22 +42,22 @@ pub const ALL: &[(&str, Run)] = &[
     ("stream-users", stream_users),
 ];
 
-/// A bad sector under a window fails only who needs it.
+/// A bad sector under a window fails only the request for it.
 fn stream_error(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 3)?;
     let file = contiguous(fixture);
     let bad = 10 * BLOCK + 300 * P;
     let said = systm::messages().len();
-    let manners = Behaviour {
+    let behaviour = Behaviour {
         latency: Duration::from_millis(3).into(),
         bad: vec![(bad..bad + 512, libc::EIO)],
         ..Behaviour::default()
     };
-    fixture.disk.behave(manners);
+    fixture.disk.behave(behaviour);
     send(fixture, &file, 0, 16 * P, 100)?;
     wait_until("a buf of a window has failed", || ahead("errors") > 0)?;
     wait_until("its pages are gone", || resident::resident(file.object, 300).is_none())?;
-    ensure!(systm::messages().len() == said, "printed for a read that nobody asked for");
+    ensure!(systm::messages().len() == said, "a message about a read-ahead error");
     let mut got = Vec::new();
     let sending = Sending::begin(&file, 300 * P, P, 0).context("the file is gone")?;
     let sent = sending.finish(false, |bytes| got.extend_from_slice(bytes));
@@ -159,8 +159,8 @@ fn stream_devices(fixture: &mut Fixture, _: &Path) -> Result<()> {
     let mut disks: Vec<_> = (0..70).map(|seed| fixture.other_disk(bytes, seed)).collect();
     let files: Vec<_> = disks.iter_mut().map(|d| d.file(BLOCK, &blocks, 40 * BLOCK)).collect();
     let behave = |latency: Duration| {
-        let manners = Behaviour { latency: latency.into(), ..Behaviour::default() };
-        disks.iter().for_each(|other| other.disk.behave(manners.clone()));
+        let behaviour = Behaviour { latency: latency.into(), ..Behaviour::default() };
+        disks.iter().for_each(|other| other.disk.behave(behaviour.clone()));
     };
     files.iter().for_each(|file| warm(file));
     behave(Duration::from_secs(600));
@@ -169,7 +169,7 @@ fn stream_devices(fixture: &mut Fixture, _: &Path) -> Result<()> {
     // Their latency is worth hiding.
     std::thread::sleep(Duration::from_millis(3));
     behave(Duration::from_millis(10));
-    disks.iter().for_each(|other| other.disk.hurry());
+    disks.iter().for_each(|other| other.disk.complete_now());
     all.into_iter()
         .zip(&files)
         .try_for_each(|(one, file)| finish(fixture, file, one, 300 * P, P))?;
@@ -218,13 +218,13 @@ fn maps(fixture: &Fixture) -> std::ops::Range<u64> {
     end / 2..end
 }
 
-/// Begin streams whose block maps do not come.
+/// Begins streams while reads of their block maps hang.
 fn hang(fixture: &Fixture) -> Result<Vec<Arc<File>>> {
     let map: Vec<_> = (10..10 + BLOCKS).map(Some).collect();
     let files: Vec<_> = (0..10).map(|_| fixture.synthetic(BLOCK, &map, SIZE, true)).collect();
     let latency = Duration::from_millis(5).into();
-    let late = Some((maps(fixture), Duration::from_secs(600)));
-    fixture.disk.behave(Behaviour { latency, late, ..Behaviour::default() });
+    let slow = Some((maps(fixture), Duration::from_secs(600)));
+    fixture.disk.behave(Behaviour { latency, slow, ..Behaviour::default() });
     let put_off = ahead("not_thread");
     files.iter().try_for_each(|file| send(fixture, file, 0, 16 * P, 100))?;
     wait_until("the disk has its share of threads", || ahead("not_thread") > put_off)?;
@@ -235,7 +235,7 @@ fn hang(fixture: &Fixture) -> Result<Vec<Arc<File>>> {
 fn unhang(fixture: &Fixture) {
     let latency = Duration::from_millis(5).into();
     fixture.disk.behave(Behaviour { latency, ..Behaviour::default() });
-    fixture.disk.hurry();
+    fixture.disk.complete_now();
 }
 
 /// A disk that does not answer leaves threads to the others, and unloading
@@ -263,9 +263,9 @@ fn stream_hung(fixture: &mut Fixture, _: &Path) -> Result<()> {
     })?;
     settle()?;
     let files = hang(fixture)?;
-    clock::hurry(true);
+    clock::shorten_sleeps(true);
     let refused = fixture.module.as_ref().map(|module| module.unload());
-    clock::hurry(false);
+    clock::shorten_sleeps(false);
     ensure!(refused == Some(Err(libc::EBUSY)), "kldunload with a disk that hangs: {refused:?}");
     let quick = other.file(BLOCK, &map, SIZE);
     warm(&quick);
@@ -277,7 +277,7 @@ fn stream_hung(fixture: &mut Fixture, _: &Path) -> Result<()> {
     settle()
 }
 
-/// What is learnt from one user's streams does not change how another's begin.
+/// A profile learnt from one user's streams does not change how another's begin.
 fn stream_users(fixture: &mut Fixture, _: &Path) -> Result<()> {
     const FAR: u64 = 1000;
     slow(fixture, 20)?;

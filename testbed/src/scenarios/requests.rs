@@ -277,7 +277,8 @@ fn mapped(fixture: &mut Fixture, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// No call waits for the data that it asks for, whoever is in front of it.
+/// No call waits for the data that it asks for, however many calls are in flight
+/// before it.
 fn never_waits(fixture: &mut Fixture, _: &Path) -> Result<()> {
     fixture
         .disk

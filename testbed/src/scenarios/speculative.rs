@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Scenarios of pages that are read before the block map tells where they are.
+//! Speculative reads: pages that are read before the block map tells where they are.
 
 use std::{ops::Range, path::Path, sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ pub const ALL: &[(&str, Run)] = &[
 /// Pages of the blocks whose places are in the inode.
 pub const FIRST: u64 = DIRECT * BLOCK / P;
 
-/// Behind what a consumer may be left to ask for itself.
+/// The first page behind the gap that is left for the consumer.
 pub const BEHIND: u64 = FIRST + 40;
 
 /// A page that is surely read with the map.
@@ -58,7 +58,7 @@ const AT: u64 = 10;
 fn file(fixture: &Fixture, indirect: u64, rest: u64) -> Arc<File> {
     let map: Vec<_> = (AT..AT + DIRECT).chain(rest..rest + BLOCKS - DIRECT).map(Some).collect();
     let mut top = ((indirect + 1) * BLOCK) as usize;
-    fixture.planted("guess", BLOCK, &map, SIZE, true, &mut top)
+    fixture.laid_out("guess", BLOCK, &map, SIZE, true, &mut top)
 }
 
 /// As FFS lays it out.
@@ -82,24 +82,24 @@ fn busied(file: &File, pindex: u64) -> bool {
     resident::resident(file.object, pindex).is_some_and(|page| page.is_busy())
 }
 
-/// Send the beginning of a file of which what lies in `late` does not come.
+/// Sends the beginning of a file while reads of the range `late` hang.
 fn begin_late(fixture: &Fixture, file: &File, late: Range<u64>) -> Result<()> {
-    let late = Some((late, Duration::from_secs(600)));
-    fixture.disk.behave(Behaviour { late, ..manners() });
+    let slow = Some((late, Duration::from_secs(600)));
+    fixture.disk.behave(Behaviour { slow, ..behaviour() });
     taskqueue::hold(true);
     send(fixture, file, 0, 16 * P, 100)?;
     taskqueue::hold(false);
     wait_until("what lies behind is read", || (BEHIND..=LAST).all(|page| busied(file, page)))
 }
 
-pub fn manners() -> Behaviour {
+pub fn behaviour() -> Behaviour {
     Behaviour { latency: Duration::from_millis(5).into(), ..Behaviour::default() }
 }
 
 /// Let everything come, and find it there.
 fn there(fixture: &Fixture, file: &File) -> Result<()> {
-    fixture.disk.behave(manners());
-    fixture.disk.hurry();
+    fixture.disk.behave(behaviour());
+    fixture.disk.complete_now();
     settle()?;
     let there = || (BEHIND..=LAST).all(|pindex| ready(file, pindex));
     wait_until("it is there", there)?;
@@ -109,8 +109,8 @@ fn there(fixture: &Fixture, file: &File) -> Result<()> {
     Ok(())
 }
 
-/// What the first indirect block leads to is read together with it, and may
-/// be back before it.
+/// The blocks behind the first indirect block are read together with it, and may
+/// complete before it.
 fn guess(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let file = straight(fixture);
@@ -119,7 +119,8 @@ fn guess(fixture: &mut Fixture, _: &Path) -> Result<()> {
     there(fixture, &file)
 }
 
-/// What is right is not waited for.
+/// A correct speculative read is accepted while it is in flight: it delays no other
+/// thread.
 fn guess_late(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let file = straight(fixture);
@@ -130,16 +131,16 @@ fn guess_late(fixture: &mut Fixture, _: &Path) -> Result<()> {
     there(fixture, &file)
 }
 
-/// Where the map says something else nothing of it is kept, and it is not
-/// tried again at once.
+/// When the block map disagrees, no speculative page is kept, and the next file is not
+/// read speculatively.
 fn guess_wrong(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let file = crooked(fixture);
-    // It is still on its way when the map is there.
-    let late = Some((MAP.end..MAP.end + (LAST + 1) * P, Duration::from_millis(200)));
-    fixture.disk.behave(Behaviour { late, ..manners() });
+    // It is still in flight when the map is there.
+    let slow = Some((MAP.end..MAP.end + (LAST + 1) * P, Duration::from_millis(200)));
+    fixture.disk.behave(Behaviour { slow, ..behaviour() });
     begin(fixture, &file)?;
-    fixture.disk.behave(manners());
+    fixture.disk.behave(behaviour());
     let (guessed, mistaken) = (ahead("guessed"), ahead("mistaken"));
     ensure!(guessed > 0 && mistaken == guessed, "{:?}", sysctl::counters());
     send(fixture, &file, 0, SIZE, 0)?;
@@ -151,7 +152,7 @@ fn guess_wrong(fixture: &mut Fixture, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Who has been wrong tries again after having been right in silence, twice.
+/// After a mistake, speculative reads resume once the expected layout was found twice.
 fn guess_luck(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     begin(fixture, &crooked(fixture))?;
@@ -165,8 +166,7 @@ fn guess_luck(fixture: &mut Fixture, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A bad sector under it fails only who needs it, and so does a map that
-/// cannot be read.
+/// A bad sector, or a map that cannot be read, fails only the request for it.
 fn guess_error(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let data = (AT + DIRECT + 1) * BLOCK + 20 * P;
@@ -191,7 +191,7 @@ fn guess_error(fixture: &mut Fixture, _: &Path) -> Result<()> {
 
 /// Make the file's filesystem one that was mounted just now.
 fn mount_anew(file: &File, generation: i32) {
-    // SAFETY: a live mount that nobody else looks at now.
+    // SAFETY: a live mount that no other thread uses now.
     unsafe { (*(*file.vnode).v_mount).mnt_gen += generation };
 }
 
@@ -201,7 +201,7 @@ fn guess_barred(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let data = (AT + DIRECT + 1) * BLOCK;
     let bad = vec![(data..data + 400 * P, libc::EINVAL)];
-    fixture.disk.behave(Behaviour { bad, ..manners() });
+    fixture.disk.behave(Behaviour { bad, ..behaviour() });
     let said = systm::messages().len();
     let mut guessed = ahead("guessed");
     for (generation, tried) in [(0, true), (0, false), (0, false), (7, true), (7, false)] {
@@ -212,27 +212,27 @@ fn guess_barred(fixture: &mut Fixture, _: &Path) -> Result<()> {
         ensure!((guessed > before) == tried, "{generation}: {:?}", sysctl::counters());
     }
     let said = systm::messages().split_off(said);
-    ensure!(said.is_empty(), "printed for a read that nobody asked for: {said:?}");
+    ensure!(said.is_empty(), "a message about a speculative read: {said:?}");
     Ok(())
 }
 
 /// Unloading does not wait for a speculative read that does not come back.
 fn guess_hung(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
-    // What the map leads to is far from where it is expected.
+    // The map leads far away from the expected place.
     let file = file(fixture, AT + DIRECT, 300);
     let expected = MAP.end..MAP.end + BLOCKS * BLOCK;
     fixture
         .disk
-        .behave(Behaviour { late: Some((expected, Duration::from_secs(600))), ..manners() });
+        .behave(Behaviour { slow: Some((expected, Duration::from_secs(600))), ..behaviour() });
     send(fixture, &file, 0, 16 * P, 100)?;
     wait_until("a speculative read hangs", || busied(&file, LAST) && fixture.disk.waiting() > 0)?;
-    clock::hurry(true);
+    clock::shorten_sleeps(true);
     let refused = fixture.module.as_ref().map(|module| module.unload());
-    clock::hurry(false);
+    clock::shorten_sleeps(false);
     ensure!(refused == Some(Err(libc::EBUSY)), "kldunload with a disk that hangs: {refused:?}");
-    fixture.disk.behave(manners());
-    fixture.disk.hurry();
+    fixture.disk.behave(behaviour());
+    fixture.disk.complete_now();
     settle()?;
     send(fixture, &file, 0, SIZE, 0)?;
     // Everything is at work again.
@@ -242,7 +242,7 @@ fn guess_hung(fixture: &mut Fixture, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Behind the end of the filesystem nothing is read.
+/// Nothing is read speculatively beyond the end of the filesystem.
 fn guess_end(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     let last = fixture.disk.image().len() as u64 / BLOCK - 1;
@@ -256,7 +256,7 @@ fn guess_end(fixture: &mut Fixture, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What is switched off is not tried.
+/// Nothing is read speculatively while that is switched off.
 fn guess_off(fixture: &mut Fixture, _: &Path) -> Result<()> {
     slow(fixture, 5)?;
     ensure!(sysctl::number("vfs.asyncpager.readahead.guess", 0) == 0, "sysctl");

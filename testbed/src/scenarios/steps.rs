@@ -87,8 +87,8 @@ pub const BLOCKS: u64 = 120;
 pub const BLOCK: u64 = 32768;
 pub const SIZE: u64 = BLOCKS * BLOCK - 700;
 
-/// A disk that is slow enough for its latency to be worth hiding, and that
-/// the module has learned this about.
+/// Makes the disk so slow that its latency is worth hiding, and lets the module
+/// measure that.
 pub fn slow(fixture: &Fixture, milliseconds: u64) -> Result<()> {
     let latency = Duration::from_millis(milliseconds).into();
     fixture.disk.behave(Behaviour { latency, ..Behaviour::default() });
@@ -108,7 +108,7 @@ pub fn contiguous_of(fixture: &Fixture, blocks: u64) -> Arc<File> {
     file
 }
 
-/// Bring the block map into memory, as somebody's read(2) would.
+/// Brings the block map into memory, as read(2) does.
 pub fn warm(file: &File) {
     let lbn = file.inode.map.len() as u64 - 1;
     let brought = file.maps.bring(file.disk(), &file.inode.indirect, lbn, file.mount.block);

@@ -103,11 +103,11 @@ fn unload_under_load(fixture: &mut Fixture, ko: &Path) -> Result<()> {
     fixture.disk.behave(Behaviour { latency: quick, ..Behaviour::default() });
     let module = std::sync::Mutex::new(fixture.module.take());
     let (sent, failed, done) = senders(fixture, &files, |sent, failed| -> Result<()> {
-        // However slow the host is, there is some load.
+        // Even a slow host gets some load.
         let quiet = || sent.load(Ordering::Relaxed) + failed.load(Ordering::Relaxed) <= 50;
         for _ in (0..).take_while(|round| *round < 15 || *round < 500 && quiet()) {
             std::thread::sleep(Duration::from_millis(40));
-            // Whatever the senders are at, one buf is in flight for long.
+            // One buf is in flight for long, in each round.
             vm_object::drop_pages(own.object);
             fixture.disk.behave(Behaviour { latency: slow, ..Behaviour::default() });
             let sending = Sending::begin(&own, 0, 9 * P, 0);
@@ -148,8 +148,8 @@ fn parallel(fixture: &mut Fixture, _: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The file, its mount and its memory go while bufs are in flight, and whoever
-/// has been told of the end of his request must not be waited for.
+/// A forced unmount frees the file, its mount and its memory while bufs are in flight.
+/// It must not wait for a thread that is still in iodone of a finished request.
 fn forced_unmount(fixture: &mut Fixture, _: &Path) -> Result<()> {
     fixture
         .disk

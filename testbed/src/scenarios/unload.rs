@@ -49,7 +49,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("unload-cpu-hog", unload_cpu_hog),
 ];
 
-/// A kldunload(2) that takes longer than this does not come back.
+/// A kldunload(2) that takes longer than this is hung.
 const LONG: Duration = Duration::from_secs(20);
 
 /// How long a kldunload(2) is watched that must not come back.
@@ -129,7 +129,7 @@ struct Loaded {
 
 impl Loaded {
     fn now() -> Self {
-        // SAFETY: lives for ever, and nobody changes it now.
+        // SAFETY: lives for ever, and no other thread changes it now.
         let vector = unsafe { &*vnodeops::vectors()[1] };
         Self {
             getpages_async: vector.vop_getpages_async,
@@ -233,9 +233,9 @@ fn unload_idle_entering(fixture: &mut Fixture, ko: &Path) -> Result<()> {
             let (thread, go, done) = idle_thread(scope, || call(&file, &loaded, slot))?;
             thread.is(sys::TDS_RUNQ);
 
-            clock::hurry(true);
+            clock::shorten_sleeps(true);
             let end = Unloading::begin(scope, module(this)?).end();
-            clock::hurry(false);
+            clock::shorten_sleeps(false);
             refused(end?, &format!("thread {} of process 77 is in the idle class", thread.tid()))?;
             at_work(this, &file)?;
 
@@ -249,7 +249,7 @@ fn unload_idle_entering(fixture: &mut Fixture, ko: &Path) -> Result<()> {
             wait_until("the thread reads", || this.disk.waiting() > 0)?;
             thread.is(sys::TDS_INHIBITED);
             unloading.ensure_waits("what the thread reads is in flight")?;
-            this.disk.hurry();
+            this.disk.complete_now();
             this.disk.behave(Behaviour::default());
             done.recv()??;
             let end = unloading.end()?;
@@ -287,7 +287,7 @@ fn unload_idle_leaving(fixture: &mut Fixture, ko: &Path) -> Result<()> {
         let unloading = Unloading::begin(scope, module(this)?);
         wait_until("the idle class is looked at", &mut first)?;
         thread.is(sys::TDS_RUNQ);
-        this.disk.hurry();
+        this.disk.complete_now();
         done.recv()??;
         wait_until("the idle class is looked at again", &mut second)?;
         unloading.ensure_waits("a thread is about to return")?;
@@ -331,7 +331,7 @@ fn unload_cpu_hog(fixture: &mut Fixture, ko: &Path) -> Result<()> {
     let file = file_of(fixture);
     let this = &*fixture;
     sched::HOG.store(1, Ordering::Release);
-    clock::hurry(true);
+    clock::shorten_sleeps(true);
     let refusals = std::thread::scope(|scope| {
         let refusals = (|| {
             refused(Unloading::begin(scope, module(this)?).end()?, "CPU 1 did not run")?;
@@ -346,11 +346,11 @@ fn unload_cpu_hog(fixture: &mut Fixture, ko: &Path) -> Result<()> {
             refused(unloading.end()?, "CPU 1 did not run")?;
             at_work(this, &file)
         })();
-        // What does not come back would not let the scope end.
+        // The scope cannot end before the threads do.
         sched::HOG.store(-1, Ordering::Release);
         refusals
     });
-    clock::hurry(false);
+    clock::shorten_sleeps(false);
     refusals?;
     settle()?;
     reload_after_unload(fixture, ko)

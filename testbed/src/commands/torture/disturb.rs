@@ -49,7 +49,7 @@ pub fn disturb(
                 } else {
                     Latency::default()
                 },
-                late: None,
+                slow: None,
                 bad: if one_in(rng, 2) { vec![(at..at + 4096, libc::EIO)] } else { vec![] },
                 fail_percent: if one_in(rng, 3) { rng.u8(1..40) } else { 0 },
                 short: one_in(rng, 16),
@@ -95,7 +95,7 @@ pub fn disturb(
             }
         }
         12 => {
-            // What comes after iodone is seen to be over before the memory goes.
+            // A thread may still be in iodone when the memory is freed.
             let linger = if one_in(rng, 2) { rng.u64(..300) } else { 0 };
             sendfile::LINGER.store(linger, Ordering::Relaxed);
             files[rng.usize(..files.len())].remount(fixture, rng.bool());

@@ -13,7 +13,7 @@ use crate::{
 /// Bytes of the disk that files are on.
 pub const DISK: usize = 8 << 20;
 
-/// Bytes behind them for indirect blocks, which nobody overwrites.
+/// Bytes behind them for indirect blocks, which no file overwrites.
 pub const MAPS: usize = 9 << 20;
 
 /// The path of the one file that is truncated and extended.
@@ -23,7 +23,7 @@ pub const CUT: &str = "cut";
 pub const WRITTEN: &str = "written";
 pub const WRITTEN_SIZE: u64 = 300 << 10;
 
-/// What a run has done.
+/// Counts of a run's operations.
 #[derive(Default)]
 pub struct Tally {
     pub sent: AtomicU64,
@@ -40,7 +40,8 @@ pub struct Tally {
     pub refused: AtomicU64,
 }
 
-/// A file's name, so to speak: what is open there now.
+/// A place for a file, which is opened there anew after an unmount; and the offset of
+/// its sequential reader.
 pub struct Slot(Mutex<Arc<File>>, AtomicU64);
 
 impl Slot {
@@ -48,7 +49,7 @@ impl Slot {
         Self(Mutex::new(file), AtomicU64::new(0))
     }
 
-    /// Where whoever goes through the file goes on, with `len` bytes.
+    /// The offset at which a sequential reader continues, with `len` bytes.
     pub fn next(&self, size: u64, len: u64) -> u64 {
         let at = self.1.fetch_add(len, Ordering::Relaxed);
         if at < size {
@@ -65,7 +66,7 @@ impl Slot {
     /// Take the file away in the middle of its use, and open it anew.
     pub fn remount(&self, fixture: &Fixture, ufs2: bool) {
         let old = self.open();
-        // Until the new one is there, who comes is refused.
+        // Requests in between are refused.
         let new = fixture.remount(&old, ufs2);
         *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = new;
     }
@@ -110,7 +111,7 @@ pub fn file(fixture: &Fixture, path: &str, sector: u64, rng: &mut fastrand::Rng)
     fixture.named(path, block, &map, size, rng.bool())
 }
 
-/// A file whose blocks, out of order, are no other file's.
+/// A file on blocks of its own, out of order.
 pub fn written(fixture: &Fixture, rng: &mut fastrand::Rng) -> Arc<File> {
     let block = [4096, 8192, 32768][rng.usize(..3)];
     let first = DISK as u64 / block;

@@ -188,8 +188,8 @@ fn threads(
     })
 }
 
-/// All of it in one thread: a few requests under way at once, whose bufs the
-/// disk completes whenever somebody waits.
+/// All in one thread: a few requests are in flight at once, and the disk completes
+/// their bufs whenever the thread waits.
 fn single(
     common: &Common,
     fixture: &Fixture,

@@ -17,7 +17,7 @@ use crate::{
     scenarios::fixture::Fixture,
 };
 
-/// What a consumer wants.
+/// An operation of a consumer.
 pub struct Op {
     file: Arc<File>,
     offset: u64,
