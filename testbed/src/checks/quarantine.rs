@@ -109,7 +109,10 @@ pub fn live() -> Vec<String> {
     let quarantine = QUARANTINE.lock().unwrap();
     let base = quarantine.end - SPACE;
     let things = quarantine.things.iter().filter(|(range, _, dead)| !dead && range.start >= base);
-    things.filter(|(range, ..)| range.start < quarantine.end).map(|(_, what, _)| what.clone()).collect()
+    things
+        .filter(|(range, ..)| range.start < quarantine.end)
+        .map(|(_, what, _)| what.clone())
+        .collect()
 }
 
 /// A fault tells what was touched.
