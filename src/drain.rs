@@ -80,10 +80,17 @@ pub fn end() {
 /// Wait until every thread that was in a window has left it. Called when no
 /// thread enters a window any more. Sleeps. Errors: EBUSY.
 pub fn outlast_threads() -> Result<(), Errno> {
-    PASS.running.store(true, Ordering::Release);
-    QUEUE.enqueue(&PASS);
+    // A thread that leaves the idle class during the pass is in the first list.
+    let before = IdleClass::awake();
+    start_pass();
     outlast_pass()?;
-    outlast_idle_class()
+    outlast_idle_class([before, IdleClass::awake()])
+}
+
+fn start_pass() {
+    if !PASS.running.swap(true, Ordering::AcqRel) {
+        QUEUE.enqueue(&PASS);
+    }
 }
 
 /// Wait for the running pass, if any: the last unloading may have left it stuck.
@@ -100,13 +107,19 @@ pub fn outlast_pass() -> Result<(), Errno> {
     Err(Errno::EBUSY)
 }
 
-fn outlast_idle_class() -> Result<(), Errno> {
-    let mut threads = IdleClass::awake();
+fn outlast_idle_class(mut threads: [IdleClass; 2]) -> Result<(), Errno> {
+    let mut first = None;
     let gone = wait_until(IDLE_MS, || {
-        threads.forget_switched(SWITCHES);
-        threads.first().is_none()
+        threads.iter_mut().for_each(|threads| threads.forget_switched(SWITCHES));
+        first = threads.iter().find_map(IdleClass::first);
+        // A thread that has its CPU for itself is switched out by a pass only.
+        if first.is_some() {
+            start_pass();
+        }
+        first.is_none()
     });
-    let Some(thread) = threads.first().filter(|_| !gone) else { return Ok(()) };
+    outlast_pass()?;
+    let Some(thread) = first.filter(|_| !gone) else { return Ok(()) };
     let (pid, tid, seconds) = (thread.pid, thread.tid, IDLE_MS / 1000);
     kprintln!(
         "thread {tid} of process {pid} is in the idle class and hardly ran for {seconds} s: it \

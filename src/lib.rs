@@ -7,8 +7,12 @@
 //! [`pager`] (request, plan, submit, complete) and [`kpi`] (the kernel);
 //! [`readahead`] has the next ones ready.
 #![cfg_attr(not(test), no_std)]
+#![deny(unsafe_code)]
 
 pub mod drain;
+pub mod fair;
+pub mod fs;
+#[allow(unsafe_code)]
 pub mod kpi;
 pub mod pager;
 pub mod readahead;
@@ -67,21 +71,6 @@ impl Module for Asyncpager {
         LOADED.store(false, Ordering::Relaxed);
         Ok(())
     }
-}
-
-/// The module's event handler; sys-headers/shim.c registers it.
-///
-/// # Safety
-///
-/// Called by the kernel's linker only.
-#[cfg(target_os = "none")]
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn asyncpager_modevent(
-    _: kpi::sys::module_t,
-    what: core::ffi::c_int,
-    _: *mut core::ffi::c_void,
-) -> core::ffi::c_int {
-    module::event::<Asyncpager>(what)
 }
 
 #[cfg(target_os = "none")]

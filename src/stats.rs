@@ -38,16 +38,16 @@ counters! {
     WINDOW_ERRORS, c"errors", c"Bufs of windows that failed";
     /// Block maps brought into memory ahead of a window.
     MAPS_AHEAD, c"maps", c"Block maps read ahead of windows";
-    /// Pages read where FFS is expected to have put them, before the map told.
-    PAGES_GUESSED, c"guessed", c"Pages read where they were expected, before the block map told";
-    /// Of those, pages that were elsewhere.
-    PAGES_MISTAKEN, c"mistaken", c"Of those, pages that were elsewhere";
+    /// Pages read speculatively, where FFS most likely has put them.
+    PAGES_GUESSED, c"guessed", c"Pages read speculatively, before the block map was known";
+    /// Of those, pages that lay elsewhere.
+    PAGES_MISTAKEN, c"mistaken", c"Of the speculative pages, those that lay elsewhere";
     /// Windows not read since the vnode was locked.
     NOT_LOCKED, c"not_locked", c"Windows not read: the vnode was locked exclusively";
     /// Windows not read for lack of memory.
     NOT_MEMORY, c"not_memory", c"Windows not read: memory was short";
     /// Windows not read for lack of bufs.
-    NOT_BUF, c"not_buf", c"Windows not read: there was no pbuf";
+    NOT_BUF, c"not_buf", c"Windows not read: there was no buf";
     /// Times that a thread left a window, since the device had its share of threads.
     NOT_THREAD, c"not_thread", c"Windows put off: the device had its share of threads";
     /// Windows not read since the device had enough to do.

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Switches, below `vfs.asyncpager`: sysctls and loader tunables.
 
-use core::ffi::{c_int, c_void};
-
 use crate::{
     kpi::{
         errno::Errno,
-        sys,
-        sysctl::{self, Context},
+        sysctl::{Context, Switch},
     },
     pager::{bufs, latency},
     readahead, stats, vop,
@@ -25,7 +22,7 @@ pub fn register() -> Result<(), Errno> {
             c"Serve getpages; 0: leave it to the original VOP",
             &vop::ENABLED,
         )?;
-        CONTEXT.handled_switch(node, c"sync", c"Serve synchronous getpages too", set_sync)?;
+        CONTEXT.handled_switch::<Sync>(node, c"sync", c"Serve synchronous getpages too")?;
         CONTEXT.switch(
             node,
             c"map",
@@ -65,24 +62,15 @@ pub fn release() {
     stats::release();
 }
 
-/// Handler of `vfs.asyncpager.sync`.
-///
-/// # Safety
-///
-/// Called by sysctl(9) only.
-unsafe extern "C" fn set_sync(
-    oid: *mut sys::sysctl_oid,
-    _: *mut c_void,
-    _: sys::intmax_t,
-    req: *mut sys::sysctl_req,
-) -> c_int {
-    // SAFETY: the caller's promise.
-    match unsafe { sysctl::written_switch(oid, req, vop::sync()) } {
-        Ok(Some(on)) => match vop::set_sync(on) {
-            Ok(()) => 0,
-            Err(error) => error.code(),
-        },
-        Ok(None) => 0,
-        Err(error) => error.code(),
+/// `vfs.asyncpager.sync`.
+struct Sync;
+
+impl Switch for Sync {
+    fn get() -> bool {
+        vop::sync()
+    }
+
+    fn set(on: bool) -> Result<(), Errno> {
+        vop::set_sync(on)
     }
 }

@@ -371,6 +371,42 @@ shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
 	return (true);
 }
 
+/* Providers below a device that are looked at, one below the other. */
+#define	GEOM_DEPTH	16
+
+static bool
+provider_verifies(struct g_provider *pp, int depth)
+{
+	struct g_consumer *cp;
+
+	if (depth == 0 || pp == NULL || pp->geom == NULL ||
+	    strcmp(pp->geom->class->name, "ELI") == 0)
+		return (true);
+	LIST_FOREACH(cp, &pp->geom->consumer, consumer) {
+		if (provider_verifies(cp->provider, depth - 1))
+			return (true);
+	}
+	return (false);
+}
+
+/*
+ * Whether a read of a sector that was never written may be an error: geli(8)
+ * verifies what it reads when it was initialized to.  Also when this cannot be
+ * told now.  Does not sleep.
+ */
+bool
+shim_device_verifies(struct bufobj *bo)
+{
+	struct g_consumer *cp = bo->bo_private;
+	bool verifies;
+
+	if (cp == NULL || !g_topology_try_lock())
+		return (true);
+	verifies = provider_verifies(cp->provider, GEOM_DEPTH);
+	g_topology_unlock();
+	return (verifies);
+}
+
 /*
  * How the file's indirect blocks read.  False where a pointer on the disk may
  * not be followed: a snapshot's means more than a place; an untrusted mount
@@ -454,9 +490,9 @@ shim_cv_wait(struct cv *cv, struct mtx *m)
 }
 
 void
-shim_cv_broadcast(struct cv *cv)
+shim_cv_signal(struct cv *cv)
 {
-	cv_broadcast(cv);
+	cv_signal(cv);
 }
 
 void *
@@ -553,6 +589,11 @@ shim_idle_class(struct shim_thread *to, u_int room)
 	sx_slock(&allproc_lock);
 	FOREACH_PROC_IN_SYSTEM(p) {
 		PROC_LOCK(p);
+		/* fork1() lists a process before its thread has a td_lock. */
+		if (p->p_state != PRS_NORMAL) {
+			PROC_UNLOCK(p);
+			continue;
+		}
 		FOREACH_THREAD_IN_PROC(p, td) {
 			if (td == curthread || TD_IS_IDLETHREAD(td))
 				continue;

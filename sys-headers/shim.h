@@ -61,6 +61,9 @@ struct shim_map {
 bool	shim_map_of(struct vnode *, struct shim_map *);
 const char *shim_ffs_mismatch(void);
 
+/* geom/geom.h */
+bool	shim_device_verifies(struct bufobj *);
+
 /* ufs/ffs/fs.h */
 daddr_t	shim_fs_blocks(struct vnode *);
 
@@ -72,7 +75,7 @@ void	shim_mtx_unlock(struct mtx *);
 void	shim_cv_init(struct cv *, const char *);
 void	shim_cv_destroy(struct cv *);
 void	shim_cv_wait(struct cv *, struct mtx *);
-void	shim_cv_broadcast(struct cv *);
+void	shim_cv_signal(struct cv *);
 void	*shim_malloc_waitok(size_t);
 void	shim_free(void *);
 void	shim_callout_init(struct callout *);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# Every byte right, for all shapes of files and filesystems.
+# sendfile(2) sends the right bytes for all shapes of files and filesystems.
 
 . "$(atf_get_srcdir)/lib.subr"
 
@@ -23,13 +23,13 @@ softupdates() {
 	all_shapes_on 2-32768-U
 }
 
-testcase holes "holes are zeroes, wherever they are"
+testcase holes "holes in any place are zeroes"
 holes() {
 	mkdir files
 	hole files/first 300000 4 1
 	hole files/last 300000 0 1
 	hole files/only 1000001
-	# Of two thousand pages in pairs, the second of each is a hole.
+	# 64 KiB of data at each of these multiples of 64 KiB, holes between them.
 	hole files/comb 4000000 0 1 2 1 4 1 6 1 8 1 10 1 20 1 40 1
 	for fs in 1-4096 2-32768 2-65536; do
 		serves "$fs" files
@@ -38,17 +38,17 @@ holes() {
 	[ "$IN" = kernel ] || check holes
 }
 
-# What was written to the disk has holes; then it makes room for the next one.
+# Check that the files on the disk have holes, and free the disk for the next one.
 really_holes() {
 	mount_it -o ro
 	blocks=$(stat -f %b "$MNT/only")
-	[ "$blocks" -lt 500 ] || fail "a hole of 1000001 bytes takes $blocks blocks of 512 bytes"
+	[ "$blocks" -lt 500 ] || fail "a hole of 1000001 bytes occupies $blocks blocks of 512 bytes"
 	umount "$MNT" || fail "umount"
 	each_line mds "mdconfig -d -u"
 	rm -f mds
 }
 
-testcase end_of_file "the end of a file, from every side"
+testcase end_of_file "reads that begin or end at the end of a file"
 end_of_file() {
 	if [ "$IN" = testbed ]; then
 		check end-of-file last-partly-valid
@@ -71,7 +71,7 @@ end_of_file() {
 	more_than 0 calls_async
 }
 
-testcase_in kernel growing "a file that grows, its last page half in memory"
+testcase_in kernel growing "a file grows while a part of its last page is in memory"
 growing() {
 	load
 	new_disk 64
@@ -84,7 +84,7 @@ growing() {
 		cat more >>files/log
 		cat more >>"$MNT/log"
 		same "$MNT/log" files/log -p 1000
-		# Cold again, and grown while nothing of it was in memory.
+		# Cold again: the file grows while none of it is in memory.
 		cold
 		cat more >>files/log
 		cat more >>"$MNT/log"
@@ -93,7 +93,7 @@ growing() {
 	more_than 0 calls_async
 }
 
-testcase_in kernel odd_pieces "pieces that begin and end inside of pages"
+testcase_in kernel odd_pieces "pieces that begin and end inside pages"
 odd_pieces() {
 	load
 	new_disk 64
@@ -109,7 +109,7 @@ odd_pieces() {
 	more_than 0 calls_async
 }
 
-testcase large_sector "sectors larger than a page are left to the kernel"
+testcase large_sector "the kernel serves devices with sectors larger than a page"
 large_sector() {
 	if [ "$IN" = testbed ]; then
 		check large-sector
@@ -127,7 +127,7 @@ large_sector() {
 	more_than 0 calls_original
 }
 
-testcase_in testbed without_unmapped_bufs "a mount whose bufs are mapped"
+testcase_in testbed without_unmapped_bufs "a mount without unmapped bufs"
 without_unmapped_bufs() {
 	all_shapes files
 	serves 2-32768 files --mapped

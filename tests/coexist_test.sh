@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# Mounts of every kind that FFS has.
+# All kinds of mounts of FFS.
 
 . "$(atf_get_srcdir)/lib.subr"
 
-# Files are written beside those that are sent.
+# Write files while others are sent.
 written_beside() {
 	writes=0
 	while [ "$writes" -lt 20 ]; do
@@ -21,7 +21,7 @@ two_files() {
 	random_file files/two 400001
 }
 
-# An orderly end: nothing of it is left open, and the filesystem is whole.
+# Unmount, unload, and check that the filesystem is consistent.
 whole() {
 	more_than 0 calls_async
 	umount "$MNT" || fail "umount"
@@ -55,13 +55,13 @@ quota() {
 	atf_check -o ignore -e ignore quotacheck -u "$MNT"
 	atf_check -o ignore quotaon -u "$MNT"
 	written_beside
-	# Quotas are at work: root's files are counted.
+	# The quota counts root's files.
 	atf_check -o match:"root +-- +[1-9]" repquota -u "$MNT"
 	atf_check -o ignore quotaoff -u "$MNT"
 	whole
 }
 
-testcase snapshot "snapshots are taken while files are sent, and can be sent" mksnap_ffs fsck_ffs
+testcase snapshot "snapshots are made while files are sent, and can be sent themselves" mksnap_ffs fsck_ffs
 snapshot() {
 	load
 	two_files
@@ -73,12 +73,12 @@ snapshot() {
 		written_beside
 	done
 	rm -f "$MNT/.snap/second"
-	# The same bytes by read(2), which does not come to the pager, and cold by sendfile.
+	# Compare read(2), which does not call the pager, with a cold sendfile(2).
 	dd if="$MNT/.snap/first" of=first bs=65536 2>/dev/null || fail "cannot read the snapshot"
 	cold
 	same "$MNT/.snap/first" first
 	same "$MNT/one" files/one
-	# What the snapshot holds is a filesystem with the files of its time.
+	# The snapshot is a filesystem with the files as they were.
 	md=$(mdconfig -a -t vnode -o readonly -f first) && echo "$md" >>mds
 	mkdir then
 	mount -o ro "/dev/$md" then || fail "cannot mount the snapshot"
@@ -87,12 +87,12 @@ snapshot() {
 	whole
 }
 
-testcase gjournal "a mount on a journal of GEOM" gjournal fsck_ffs
+testcase gjournal "a mount with gjournal(8)" gjournal fsck_ffs
 gjournal() {
 	kmod g_journal geom_journal
 	load
 	two_files
-	# 100 MiB is the least that a journal takes.
+	# A journal has at least 100 MiB.
 	new_md 256
 	command gjournal label -s 104857600 "$DISK" >said 2>&1 || fail "gjournal: $(cat said)"
 	cat >teardown <<-EOF
@@ -106,7 +106,7 @@ gjournal() {
 	patience=100
 	until [ -c "/dev/$DISK" ]; do
 		patience=$((patience - 1))
-		[ "$patience" -gt 0 ] || fail "there is no /dev/$DISK"
+		[ "$patience" -gt 0 ] || fail "/dev/$DISK does not appear"
 		sleep 0.1
 	done
 	filled 2-32768-J files -o async

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# Disks that fail.
+# Disk errors.
 
 . "$(atf_get_srcdir)/lib.subr"
 
-testcase failing_disk "sendfile fails now and then, and never with wrong bytes" gnop
+testcase failing_disk "sendfile fails on some reads, but never sends wrong bytes" gnop
 failing_disk() {
 	if [ "$IN" = testbed ]; then
 		all_shapes files
@@ -26,15 +26,15 @@ failing_disk() {
 		sends=$((sends + 1))
 	done
 	more_than 0 errors
-	[ -s failed ] || fail "no send has failed"
+	[ -s failed ] || fail "no send failed"
 	gnop configure -r 0 "$DISK"
-	# The module is in order, and so are the pages.
+	# After the errors, all files are right.
 	same_all files
 	umount "$MNT" || fail "umount"
 	unload
 }
 
-testcase_in kernel failing_always "a disk that answers nothing, and then recovers" gnop
+testcase_in kernel failing_always "a disk fails each read, and then recovers" gnop
 failing_always() {
 	mkdir files
 	random_file files/one 3000001

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# What can happen while reads are in flight.
+# Events while reads are in flight.
 
 . "$(atf_get_srcdir)/lib.subr"
 
-# Readers of a file on a disk with latency, so that there is always one in flight.
+# Read a file on a disk with latency in the background, so that reads are in flight.
 sending() { # options of mount
 	mkdir -p files
 	random_file files/one 5000001
@@ -40,7 +40,7 @@ unload_under_load() {
 	patience=600
 	while [ "$(counter calls_async)" -eq 0 ]; do
 		patience=$((patience - 1))
-		[ "$patience" -gt 0 ] || fail "no call after the last load"
+		[ "$patience" -gt 0 ] || fail "no call reaches the module after the last load"
 		sleep 0.1
 	done
 	readers_end
@@ -61,12 +61,12 @@ device_gone() {
 	unload
 }
 
-# Nothing can be sent any more, and the readers see it.
+# Wait until a send fails, then end the readers.
 readers_fail() {
 	patience=600
 	until [ -s failed ]; do
 		patience=$((patience - 1))
-		[ "$patience" -gt 0 ] || fail "no reader has noticed"
+		[ "$patience" -gt 0 ] || fail "no send fails"
 		sleep 0.2
 	done
 	readers_end
@@ -106,14 +106,14 @@ forced_unmount() {
 		rounds=$((rounds + 1))
 	done
 	readers_end
-	[ -s failed ] || fail "no send was interrupted"
-	# A descriptor of before does not hold the filesystem, and all is well again.
+	[ -s failed ] || fail "no send failed"
+	# After the last mount the file is right again.
 	same "$MNT/one" files/one
 	umount "$MNT" || fail "umount"
 	unload
 }
 
-testcase truncated "files are cut off and grow again while they are sent" gnop
+testcase truncated "files are truncated and written again while they are sent" gnop
 truncated() {
 	if [ "$IN" = testbed ]; then
 		testbed torture --deterministic --calls 20000 --save violation.json
@@ -140,9 +140,9 @@ truncated() {
 	unload
 }
 
-# Of a file that is cut off, filled with zeroes and written again by others, a
-# byte is either its own or 0.
-read_cut() { # twin
+# Read a file that is truncated and written at the same time: each byte is either
+# that of the original or 0.
+read_cut() { # original
 	while [ ! -e stop ]; do
 		timeout 300 "$SERVE" -c "$MNT/one" >got.cut 2>said.cut ||
 		    echo "exit code $?: $(cat said.cut)" >>failed

@@ -3,14 +3,14 @@
 
 . "$(atf_get_srcdir)/lib.subr"
 
-# Variables below vfs.asyncpager that can be written. sysctl lists nodes too.
+# The writable variables below vfs.asyncpager; sysctl -W lists nodes as well.
 writable() {
 	for oid in $(sysctl -NW vfs.asyncpager); do
 		[ "$(sysctl -N "$oid")" != "$oid" ] || echo "$oid"
 	done
 }
 
-# Whatever the switches say, the bytes are right.
+# The bytes must be right with any value of a variable.
 right_bytes() {
 	cold -o ro
 	same_all files
@@ -26,7 +26,7 @@ prepared() {
 	grep -qx vfs.asyncpager.enabled names || fail "enabled cannot be written: $(cat names)"
 }
 
-testcase_in kernel good_values "every variable takes its own value, a switch its other one too"
+testcase_in kernel good_values "each variable takes its own value, a switch both values"
 good_values() {
 	prepared
 	while read -r oid; do
@@ -47,16 +47,16 @@ good_values() {
 	unload
 }
 
-testcase_in kernel bad_values "what is no number is refused, and changes nothing"
+testcase_in kernel bad_values "a value that is not a number is rejected and changes nothing"
 bad_values() {
 	prepared
 	while read -r oid; do
 		value=$(sysctl -n "$oid")
 		for bad in banana "" 1x 99999999999999999999999; do
-			sysctl "$oid=$bad" >said 2>&1 && fail "$oid=$bad was not refused: $(cat said)"
+			sysctl "$oid=$bad" >said 2>&1 && fail "$oid=$bad was not rejected: $(cat said)"
 			atf_check -o inline:"$value\n" sysctl -n "$oid"
 		done
-		# A number that makes no sense is refused or bent into one that does.
+		# A number out of range is rejected or clamped.
 		for extreme in -1 0 2 255 2147483647 4294967295 9223372036854775807; do
 			sysctl "$oid=$extreme" >/dev/null 2>&1 || :
 			right_bytes
@@ -70,7 +70,7 @@ testcase_in kernel counters_read_only "the counters cannot be written"
 counters_read_only() {
 	load
 	sysctl -N vfs.asyncpager.stats >names
-	[ -s names ] || fail "there are no counters"
+	[ -s names ] || fail "vfs.asyncpager.stats has no counters"
 	while read -r oid; do
 		sysctl "$oid=1" >said 2>&1 && fail "$oid was written"
 		atf_check -o match:'^[0-9]+$' sysctl -n "$oid"
@@ -79,7 +79,7 @@ counters_read_only() {
 	unload
 }
 
-testcase tunables "loader tunables take effect, bad ones are passed over"
+testcase tunables "loader tunables take effect, bad values are ignored"
 tunables() {
 	if [ "$IN" = testbed ]; then
 		check tunables
@@ -91,7 +91,7 @@ tunables() {
 	fi
 	load
 	sysctl -NT vfs.asyncpager >names
-	grep -qx vfs.asyncpager.enabled names || fail "enabled is no tunable: $(cat names)"
+	grep -qx vfs.asyncpager.enabled names || fail "enabled is not a tunable: $(cat names)"
 	while read -r oid; do
 		sysctl "$oid" >>defaults
 	done <names
@@ -111,13 +111,13 @@ tunables() {
 		done
 		kenv -u "$oid" >/dev/null
 	done <defaults
-	# Not one that a tunable has turned off, but all of it at work.
+	# Without tunables, the module serves.
 	mkdir files
 	random_file files/one 300000
 	serves 2-32768 files
 }
 
-testcase sync_too "page faults are served when sync is on"
+testcase sync_too "the module serves page faults while sync is on"
 sync_too() {
 	if [ "$IN" = testbed ]; then
 		check sync
@@ -132,11 +132,11 @@ sync_too() {
 	served=$(counter calls_sync)
 	cold -o ro
 	cmp files/one "$MNT/one" || fail "wrong bytes through page faults"
-	[ "$(counter calls_sync)" -eq "$served" ] || fail "page faults are served still"
+	[ "$(counter calls_sync)" -eq "$served" ] || fail "the module serves page faults while sync is off"
 	unload
 }
 
-testcase_in kernel switched_under_load "switches flip while files are sent"
+testcase_in kernel switched_under_load "switches change while files are sent"
 switched_under_load() {
 	prepared
 	readers 3 "$MNT/one" "$PWD/files/one"

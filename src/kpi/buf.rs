@@ -17,13 +17,13 @@ use core::{
     ops::{Deref, DerefMut},
     ptr::{self, NonNull},
     slice,
-    sync::atomic::{AtomicU8, Ordering},
 };
 
 use self::pool::tail;
-pub use self::pool::{Fifo, Pool};
+pub use self::pool::{Fifo, Pool, Room};
 use super::{
     errno::Errno,
+    sync::{Back, Handover},
     sys,
     vm_object::{Object, WriteLocked},
     vm_page::BusiedPage,
@@ -60,6 +60,9 @@ pub trait Completion: Send + Sized + 'static {
     /// Called in the disk's completion thread, once for each [`Pbuf::send`].
     /// Must not sleep.
     fn completed(buf: Pbuf<Self>);
+
+    /// Called in the thread that has dropped a [`Claim`], when the buf is back.
+    fn abandoned(buf: Pbuf<Self>);
 }
 
 /// An owned buf that is not in flight. It dereferences to its context.
@@ -103,7 +106,7 @@ impl<C> Pbuf<C> {
         unsafe {
             sys::shim_buf_reset(bp.as_ptr());
             let tail = tail::<C>(bp);
-            (*tail.as_ptr()).claim.store(SENT, Ordering::Relaxed);
+            (*tail.as_ptr()).claim.begin();
             (*(*tail.as_ptr()).context.get()).write(context);
         }
         let mut buf = Self(bp, PhantomData);
@@ -483,22 +486,13 @@ unsafe extern "C" fn iodone_claimable<C: Completion>(bp: *mut sys::buf) {
     // SAFETY: as in `iodone`. The buf is out until both sides have come to it,
     // so that its claim can be used; what that says decides who owns it.
     unsafe {
-        match (*tail::<C>(bp).as_ptr()).claim.swap(BACK, Ordering::AcqRel) {
-            LEFT => C::completed(Pbuf(bp, PhantomData)),
-            WANTED => sys::bdone(bp.as_ptr()),
-            _ => {}
+        match (*tail::<C>(bp).as_ptr()).claim.back() {
+            Back::Left => C::completed(Pbuf(bp, PhantomData)),
+            Back::Wanted => sys::bdone(bp.as_ptr()),
+            Back::Unclaimed => {}
         }
     }
 }
-
-/// States of a claimable buf: sent, and not claimed yet;
-const SENT: u8 = 0;
-/// its I/O is over, and it waits for its claim;
-const BACK: u8 = 1;
-/// left to its completion;
-const LEFT: u8 = 2;
-/// wanted by a thread that waits for it.
-const WANTED: u8 = 3;
 
 /// The right to say what becomes of a buf in flight: the thread that sent it
 /// takes it back, or leaves it to [`Completion::completed`].
@@ -512,7 +506,7 @@ const WANTED: u8 = 3;
 pub struct Claim<C: Completion>(NonNull<sys::buf>, PhantomData<C>);
 
 impl<C: Completion> Claim<C> {
-    fn state(&self) -> &AtomicU8 {
+    fn state(&self) -> &Handover {
         // SAFETY: the buf is out until both sides have come to it.
         unsafe { &(*tail::<C>(self.0).as_ptr()).claim }
     }
@@ -521,9 +515,8 @@ impl<C: Completion> Claim<C> {
     /// Never sleeps.
     pub fn leave(self) -> Option<Pbuf<C>> {
         let this = ManuallyDrop::new(self);
-        let before = this.state().swap(LEFT, Ordering::AcqRel);
         // A Pbuf that is made is owned: only of a buf that is back.
-        (before == BACK).then(|| Pbuf(this.0, PhantomData))
+        this.state().leave().then(|| Pbuf(this.0, PhantomData))
     }
 
     /// Take the buf back. Sleeps until its I/O is over.
@@ -532,7 +525,7 @@ impl<C: Completion> Claim<C> {
     }
 
     fn take_back(&self) -> Pbuf<C> {
-        if self.state().swap(WANTED, Ordering::AcqRel) != BACK {
+        if !self.state().want() {
             // SAFETY: alive until it is claimed; `iodone_claimable` says when
             // the I/O is over.
             unsafe { sys::bwait(self.0.as_ptr(), sys::PVM as u8, WAIT.as_ptr()) };
@@ -543,7 +536,7 @@ impl<C: Completion> Claim<C> {
 
 impl<C: Completion> Drop for Claim<C> {
     fn drop(&mut self) {
-        drop(self.take_back());
+        C::abandoned(self.take_back());
     }
 }
 

@@ -46,7 +46,7 @@ impl Condvar {
         unsafe { sys::shim_cv_destroy(self.raw()) };
     }
 
-    /// Release the mutex, sleep until a [`Condvar::broadcast`], and lock it
+    /// Release the mutex, sleep until a [`Condvar::signal`], and lock it
     /// again. Wakes up without cause at times.
     pub fn wait<'a, T>(&self, guard: Guard<'a, T>) -> Guard<'a, T> {
         // SAFETY: initialized by the invariant; the guard's thread holds the mutex.
@@ -54,9 +54,9 @@ impl Condvar {
         guard
     }
 
-    /// Wake all threads that wait. The caller holds the mutex.
-    pub fn broadcast(&self) {
+    /// Wake the thread that has waited longest. The caller holds the mutex.
+    pub fn signal(&self) {
         // SAFETY: initialized by the invariant.
-        unsafe { sys::shim_cv_broadcast(self.raw()) };
+        unsafe { sys::shim_cv_signal(self.raw()) };
     }
 }

@@ -8,10 +8,12 @@ use core::{
     mem::{self, ManuallyDrop},
     ptr::NonNull,
     slice,
-    sync::atomic::{AtomicUsize, Ordering, fence},
 };
 
-use super::{buf, errno::Errno, sys, uma::Zone, vm_page::BusiedPage, vnode::Vnode};
+use super::{
+    buf, errno::Errno, sync::Shares, sys, uma::Zone, vm_page::BusiedPage, vm_pager::PagerError,
+    vnode::Vnode,
+};
 
 /// C's type of a getpages completion callback.
 pub type IodoneFn = unsafe extern "C" fn(*mut c_void, *mut sys::vm_page_t, c_int, c_int);
@@ -95,6 +97,17 @@ impl Extra<'_> {
     }
 }
 
+/// What becomes of a call.
+pub enum Answer<'a> {
+    /// `VM_PAGER_OK`, or the error that the reply has told already.
+    Done(Result<(), PagerError>),
+    /// The original VOP is to serve it: nothing has been touched or told.
+    Original(Getpages<'a>),
+    /// The sync VOP is to serve it, which waits for the data: the filesystem
+    /// has no block map. Nothing has been told.
+    Emulate(Getpages<'a>),
+}
+
 /// One call of VOP_GETPAGES or VOP_GETPAGES_ASYNC.
 pub struct Getpages<'a> {
     /// The file; locked by the caller.
@@ -114,7 +127,7 @@ impl<'a> Getpages<'a> {
     ///
     /// `ap` is the argument of a VOP_GETPAGES_ASYNC in progress. The reply of
     /// what this returns must be the only one to call `a_iodone`.
-    pub unsafe fn from_async(ap: &'a mut sys::vop_getpages_async_args) -> Option<Self> {
+    pub(super) unsafe fn from_async(ap: &'a mut sys::vop_getpages_async_args) -> Option<Self> {
         // SAFETY: the caller's promise.
         unsafe {
             Self::new(ap.a_vp, ap.a_m, ap.a_count, ap.a_rbehind, ap.a_rahead, ap.a_iodone, ap.a_arg)
@@ -124,7 +137,7 @@ impl<'a> Getpages<'a> {
     /// # Safety
     ///
     /// `ap` is the argument of a VOP_GETPAGES in progress.
-    pub unsafe fn from_sync(ap: &'a mut sys::vop_getpages_args) -> Option<Self> {
+    pub(super) unsafe fn from_sync(ap: &'a mut sys::vop_getpages_args) -> Option<Self> {
         // SAFETY: the caller's promise.
         unsafe {
             Self::new(
@@ -166,7 +179,7 @@ impl<'a> Getpages<'a> {
 }
 
 /// The argument of the VOP_GETPAGES that stands for an async call.
-pub fn sync_args(ap: &sys::vop_getpages_async_args) -> sys::vop_getpages_args {
+pub(super) fn sync_args(ap: &sys::vop_getpages_async_args) -> sys::vop_getpages_args {
     sys::vop_getpages_args {
         a_gen: sys::vop_generic_args { a_desc: &raw mut sys::vop_getpages_desc },
         a_vp: ap.a_vp,
@@ -232,7 +245,7 @@ impl<T: Send + Sync> PendingZone<T> {
             let reply = ManuallyDrop::new(reply);
             let reply = Reply { iodone: reply.iodone, arg: reply.arg, pages, count: reply.count };
             item.write(Item {
-                references: AtomicUsize::new(1),
+                shares: Shares::one(),
                 zone: self,
                 vnode: vnode.address(),
                 reply,
@@ -245,7 +258,7 @@ impl<T: Send + Sync> PendingZone<T> {
 
 /// A pending call in memory; its pages lie behind it.
 struct Item<T: 'static> {
-    references: AtomicUsize,
+    shares: Shares,
     zone: &'static PendingZone<T>,
     vnode: NonNull<sys::vnode>,
     reply: Reply,
@@ -263,8 +276,8 @@ const _: () = assert!(align_of::<Item<()>>() >= align_of::<sys::vm_page_t>());
 ///
 /// # Invariants
 ///
-/// The item is alive while there is a share, or its [`Last`]. `references`
-/// counts the shares.
+/// The item is alive while there is a share, or its [`Last`]. `shares`
+/// counts them.
 pub struct Pending<T: 'static>(NonNull<Item<T>>);
 
 // SAFETY: the value is shared by threads that each have a share.
@@ -300,19 +313,14 @@ impl<T> Pending<T> {
     }
 
     fn release(&self) -> Option<Last<T>> {
-        if self.item().references.fetch_sub(1, Ordering::Release) != 1 {
-            return None;
-        }
-        // What the other shares have written is seen before the answer.
-        fence(Ordering::Acquire);
-        Some(Last(self.0))
+        self.item().shares.release().then(|| Last(self.0))
     }
 }
 
 impl<T> Clone for Pending<T> {
     /// One more share.
     fn clone(&self) -> Self {
-        self.item().references.fetch_add(1, Ordering::Relaxed);
+        self.item().shares.add();
         Self(self.0)
     }
 }

@@ -20,6 +20,18 @@ pub trait Module {
     fn unload() -> Result<(), Errno>;
 }
 
+/// The module's event handler; sys-headers/shim.c registers it. The module is
+/// the type of this name at the crate's root.
+#[cfg(target_os = "none")]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn asyncpager_modevent(
+    _: sys::module_t,
+    what: c_int,
+    _: *mut core::ffi::c_void,
+) -> c_int {
+    event::<crate::Asyncpager>(what)
+}
+
 /// Hand a module event to `M`; the answer for C.
 pub fn event<M: Module>(what: c_int) -> c_int {
     let result = match what as sys::modeventtype {

@@ -50,8 +50,7 @@ impl<T> Mutex<T> {
 
     /// Wait for the lock; dropping the guard releases it.
     pub fn lock(&self) -> Guard<'_, T> {
-        // SAFETY: initialized by the invariant; nothing in this crate takes
-        // one of these with another of them held.
+        // SAFETY: initialized by the invariant. WITNESS sees to the order of locks.
         unsafe { sys::shim_mtx_lock(self.raw()) };
         Guard(self)
     }

@@ -84,8 +84,33 @@ unsafe extern "C" fn limit(
     0
 }
 
+/// A switch that is more than a value.
+pub trait Switch: 'static {
+    /// Whether it is on.
+    fn get() -> bool;
+    /// Turn it on or off. May sleep.
+    fn set(on: bool) -> Result<(), Errno>;
+}
+
+/// Handler of a [`Switch`].
+unsafe extern "C" fn switch<S: Switch>(
+    oid: *mut sys::sysctl_oid,
+    _: *mut c_void,
+    _: sys::intmax_t,
+    req: *mut sys::sysctl_req,
+) -> c_int {
+    let mut new = S::get();
+    // SAFETY: called by sysctl(9); `new` is a place for one bool.
+    let error = unsafe { sys::sysctl_handle_bool(oid, (&raw mut new).cast(), 0, req) };
+    // SAFETY: as above.
+    if error != 0 || unsafe { (*req).newptr.is_null() } {
+        return error;
+    }
+    S::set(new).map_or_else(Errno::code, |()| 0)
+}
+
 /// C's type of a sysctl handler.
-pub type HandlerFn = unsafe extern "C" fn(
+type HandlerFn = unsafe extern "C" fn(
     *mut sys::sysctl_oid,
     *mut c_void,
     sys::intmax_t,
@@ -165,16 +190,15 @@ impl Context {
             .map(drop)
     }
 
-    /// Add a switch whose `handler` keeps the value itself, with [`written_switch`].
-    pub fn handled_switch(
+    /// Add a switch that is more than a value, and a loader tunable.
+    pub fn handled_switch<S: Switch>(
         &'static self,
         parent: Node,
         name: &'static CStr,
         descr: &'static CStr,
-        handler: HandlerFn,
     ) -> Result<(), Errno> {
-        self.add(parent, name, descr, OidKind::SWITCH, ptr::null_mut(), Some(handler), c"CU")
-            .map(drop)
+        let handler = Some(switch::<S> as HandlerFn);
+        self.add(parent, name, descr, OidKind::SWITCH, ptr::null_mut(), handler, c"CU").map(drop)
     }
 
     /// Add a number that is a loader tunable too; `boot` says that it is
@@ -227,24 +251,5 @@ impl Context {
     pub fn end(&'static self) {
         // SAFETY: initialized by `begin`, freed once.
         unsafe { sys::sysctl_ctx_free(self.list()) };
-    }
-}
-
-/// What sysctl_handle_bool() makes of a request to a switch: the new value,
-/// if one was written and is good.
-///
-/// # Safety
-///
-/// The arguments are those of a sysctl handler in progress.
-pub unsafe fn written_switch(
-    oid: *mut sys::sysctl_oid,
-    req: *mut sys::sysctl_req,
-    value: bool,
-) -> Result<Option<bool>, Errno> {
-    let mut new = value;
-    // SAFETY: by the caller's promise; `new` is a place for one bool.
-    unsafe {
-        Errno::check(sys::sysctl_handle_bool(oid, (&raw mut new).cast(), 0, req))?;
-        Ok((!(*req).newptr.is_null()).then_some(new))
     }
 }

@@ -13,7 +13,7 @@ use super::{sys, vm_object::ReadLocked};
 /// The pointer is to a `vm_page` (they live as long as the kernel). Unless it
 /// is `bogus_page`, the page is exclusive-busied, so its identity and its
 /// valid bits are the I/O's own until it is unbusied; values of this type are
-/// reachable only through a request or a pbuf that has not yet let go of it.
+/// reachable only through a request or a buf that has not yet let go of it.
 #[derive(Debug)]
 #[repr(transparent)]
 pub struct BusiedPage(NonNull<sys::vm_page>);

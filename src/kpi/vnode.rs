@@ -3,7 +3,6 @@
 
 use core::{
     ffi::{CStr, c_int},
-    fmt,
     marker::PhantomData,
     ptr::{self, NonNull},
 };
@@ -25,7 +24,7 @@ pub struct Device<'a>(NonNull<sys::bufobj>, PhantomData<&'a sys::bufobj>);
 
 /// What VOP_BMAP(9) says about one logical block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockMap {
+pub struct Extent {
     /// Where the block begins, in units of DEV_BSIZE; `None` for a hole.
     pub blkno: Option<i64>,
     /// Blocks before this one that lie just before it on the disk.
@@ -90,6 +89,18 @@ impl<'a> Vnode<'a> {
         }
     }
 
+    /// Where the file's filesystem is mounted, for messages.
+    pub fn mounted_on(&self) -> &str {
+        let mount = self.mount();
+        if mount.is_null() {
+            return "(no mount)";
+        }
+        // SAFETY: a vnode that is not doomed keeps its mount, whose name is
+        // NUL-terminated.
+        let name = unsafe { CStr::from_ptr((&raw const (*mount).mnt_stat.f_mntonname).cast()) };
+        name.to_str().unwrap_or("?")
+    }
+
     fn mount(&self) -> *mut sys::mount {
         // SAFETY: live by the invariant.
         unsafe { (*self.0.as_ptr()).v_mount }
@@ -116,11 +127,11 @@ impl<'a> Vnode<'a> {
     }
 
     /// VOP_BMAP(9) for the logical block `lbn`. May read an indirect block.
-    pub fn bmap(&self, lbn: u64) -> Result<BlockMap, Errno> {
+    pub fn bmap(&self, lbn: u64) -> Result<Extent, Errno> {
         let lbn = i64::try_from(lbn).map_err(|_| Errno::EINVAL)?;
         let (mut blkno, mut after, mut before) = (-1, 0, 0);
         self.vop_bmap(lbn, None, Some(&mut blkno), Some((&mut after, &mut before)))?;
-        Ok(BlockMap {
+        Ok(Extent {
             blkno: (blkno != -1).then_some(blkno),
             before: before.max(0) as u32,
             after: after.max(0) as u32,
@@ -153,12 +164,6 @@ impl<'a> Vnode<'a> {
         Errno::check(unsafe { sys::shim_VOP_BMAP(self.0.as_ptr(), lbn, bo, blkno, after, before) })
     }
 
-    /// The file's size as its inode has it now. A hint: nothing keeps it.
-    pub fn inode_size(&self) -> u64 {
-        // SAFETY: a live vnode of FFS; one aligned word.
-        unsafe { sys::shim_inode_size(self.0.as_ptr()) }
-    }
-
     /// Whether a block, an indirect one if `lbn` is negative, can be had
     /// without a disk. A hint: nothing keeps it there. Does not sleep.
     pub fn in_memory(&self, lbn: i64) -> bool {
@@ -175,27 +180,6 @@ impl<'a> Vnode<'a> {
         unsafe { sys::shim_read_block(self.0.as_ptr(), lbn, blkno) }
     }
 
-    /// How the file's indirect blocks read. `None` where a pointer on the disk
-    /// may not be followed: on a snapshot, and on an untrusted, asynchronous
-    /// or journaled mount.
-    pub fn pointers(&self) -> Option<Pointers> {
-        let mut map = sys::shim_map { nindir: 0, bptrtodb: 0, seqinc: 0, wide: false };
-        // SAFETY: a live vnode of FFS, whose mount stays as long.
-        let plain = unsafe { sys::shim_map_of(self.0.as_ptr(), &mut map) };
-        plain.then_some(Pointers {
-            per_block: map.nindir,
-            shift: map.bptrtodb,
-            step: u64::from(map.seqinc),
-            wide: map.wide,
-        })
-    }
-
-    /// The size of the file's filesystem, in units of DEV_BSIZE.
-    pub fn fs_blocks(&self) -> i64 {
-        // SAFETY: a live vnode of FFS, whose mount keeps its superblock.
-        unsafe { sys::shim_fs_blocks(self.0.as_ptr()) }
-    }
-
     pub(super) fn address(&self) -> NonNull<sys::vnode> {
         self.0
     }
@@ -203,19 +187,6 @@ impl<'a> Vnode<'a> {
     pub(super) fn as_ptr(&self) -> *mut sys::vnode {
         self.0.as_ptr()
     }
-}
-
-/// How the block pointers of a file's indirect blocks read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pointers {
-    /// Pointers in an indirect block.
-    pub per_block: u64,
-    /// Shift from a pointer to units of DEV_BSIZE.
-    pub shift: u32,
-    /// From a block's pointer to that of the block just behind it.
-    pub step: u64,
-    /// Pointers are of 64 bits (UFS2) and not of 32.
-    pub wide: bool,
 }
 
 /// Names a file's object without keeping it.
@@ -353,25 +324,6 @@ impl Drop for LockedVnode<'_> {
     }
 }
 
-/// Names a file to a person: where it is mounted and its inode.
-impl fmt::Display for Vnode<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mount = self.mount();
-        if mount.is_null() {
-            return f.write_str("(no mount)");
-        }
-        // SAFETY: a vnode that is not doomed keeps its mount, whose name is
-        // NUL-terminated, and its inode; only FFS's vnodes come here.
-        let (on, inode) = unsafe {
-            (
-                CStr::from_ptr((&raw const (*mount).mnt_stat.f_mntonname).cast()),
-                sys::shim_inode_number(self.0.as_ptr()),
-            )
-        };
-        write!(f, "{} inode {inode}", on.to_str().unwrap_or("?"))
-    }
-}
-
 impl<'a> Device<'a> {
     /// Bytes of a sector, the unit of its transfers.
     pub fn sector(&self) -> u32 {
@@ -384,6 +336,13 @@ impl<'a> Device<'a> {
     /// The bufobj stays for `'a`: a buf of a mounted filesystem names it.
     pub(super) unsafe fn new(bo: NonNull<sys::bufobj>) -> Self {
         Self(bo, PhantomData)
+    }
+
+    /// Whether a read of a sector that was never written may be an error, or that
+    /// cannot be told now. Locks: none of GEOM's. Sleeps: no.
+    pub fn verifies(&self) -> bool {
+        // SAFETY: a mounted filesystem keeps its device's bufobj and consumer.
+        unsafe { sys::shim_device_verifies(self.0.as_ptr()) }
     }
 
     /// What tells this device from others; not to be looked behind.

@@ -8,7 +8,13 @@ use core::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use super::{errno::Errno, sys, vnode::Vnode};
+use super::{
+    errno::Errno,
+    getpages::{self, Answer, Getpages},
+    sys,
+    vm_pager::PagerError,
+    vnode::Vnode,
+};
 
 /// C's type of an implementation of VOP_GETPAGES_ASYNC.
 pub type GetpagesAsyncFn = unsafe extern "C" fn(*mut sys::vop_getpages_async_args) -> c_int;
@@ -22,17 +28,8 @@ pub type BmapFn = unsafe extern "C" fn(*mut sys::vop_bmap_args) -> c_int;
 /// Vectors are flat once registered, so that replacing the slot's pointer is
 /// all. `originals`, in the order of [`Slot`], are null until a slot is taken.
 pub struct Vector {
-    which: Which,
+    vector: fn() -> *mut sys::vop_vector,
     originals: [AtomicPtr<c_void>; 3],
-}
-
-/// The vectors that there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    /// `ffs_vnodeops1`: UFS1.
-    Ffs1,
-    /// `ffs_vnodeops2`: UFS2.
-    Ffs2,
 }
 
 /// The slots.
@@ -47,16 +44,14 @@ pub enum Slot {
 }
 
 impl Vector {
-    /// A vector that is not taken over yet.
-    pub const fn new(which: Which) -> Self {
-        Self { which, originals: [const { AtomicPtr::new(core::ptr::null_mut()) }; 3] }
+    /// A vector that is not taken over yet. It lives as long as its filesystem,
+    /// which the module depends on.
+    pub(super) const fn new(vector: fn() -> *mut sys::vop_vector) -> Self {
+        Self { vector, originals: [const { AtomicPtr::new(core::ptr::null_mut()) }; 3] }
     }
 
     fn raw(&self) -> *mut sys::vop_vector {
-        match self.which {
-            Which::Ffs1 => &raw mut sys::ffs_vnodeops1,
-            Which::Ffs2 => &raw mut sys::ffs_vnodeops2,
-        }
+        (self.vector)()
     }
 
     /// Whether the vnode's operations are this vector's.
@@ -82,7 +77,7 @@ impl Vector {
 
     /// Put `ours` into the slot; what was there is the original from now on.
     /// Does nothing when the slot is ours already.
-    pub fn take(&self, slot: Slot, ours: *mut c_void) {
+    pub fn take(&self, slot: Slot, Entry(ours): Entry) {
         let (place, original) = self.slot(slot);
         let before = place.load(Ordering::Acquire);
         if before != ours {
@@ -93,7 +88,7 @@ impl Vector {
     }
 
     /// Put `ours` into the slot if the known original is there.
-    pub fn take_if_original(&self, slot: Slot, ours: *mut c_void) {
+    pub fn take_if_original(&self, slot: Slot, Entry(ours): Entry) {
         let (place, original) = self.slot(slot);
         let original = original.load(Ordering::Acquire);
         if !original.is_null() {
@@ -106,7 +101,7 @@ impl Vector {
     /// has replaced it since.
     ///
     /// The original stays known: calls may still be inside.
-    pub fn restore(&self, slot: Slot, ours: *mut c_void) -> bool {
+    pub fn restore(&self, slot: Slot, Entry(ours): Entry) -> bool {
         let (place, original) = self.slot(slot);
         let original = original.load(Ordering::Acquire);
         original.is_null()
@@ -120,14 +115,14 @@ impl Vector {
     ///
     /// `ap` is the argument of a VOP_GETPAGES_ASYNC in progress that this
     /// module has not answered.
-    pub unsafe fn original_async(&self, ap: *mut sys::vop_getpages_async_args) -> Option<c_int> {
+    unsafe fn original_async(&self, ap: *mut sys::vop_getpages_async_args) -> c_int {
         let (_, original) = self.slot(Slot::Async);
         let original = original.load(Ordering::Acquire);
         // SAFETY: `take` found a GetpagesAsyncFn in this slot, or null; `ap`
         // by the caller's promise.
-        unsafe {
-            mem::transmute::<*mut c_void, Option<GetpagesAsyncFn>>(original).map(|vop| vop(ap))
-        }
+        let vop = unsafe { mem::transmute::<*mut c_void, Option<GetpagesAsyncFn>>(original) };
+        // SAFETY: as above.
+        vop.map_or(sys::VM_PAGER_ERROR, |vop| unsafe { vop(ap) })
     }
 
     /// Call the original VOP_BMAP.
@@ -135,12 +130,14 @@ impl Vector {
     /// # Safety
     ///
     /// `ap` is the argument of a VOP_BMAP in progress.
-    pub unsafe fn original_bmap(&self, ap: *mut sys::vop_bmap_args) -> Option<c_int> {
+    unsafe fn original_bmap(&self, ap: *mut sys::vop_bmap_args) -> c_int {
         let (_, original) = self.slot(Slot::Bmap);
         let original = original.load(Ordering::Acquire);
         // SAFETY: `take` found a BmapFn in this slot, or null; `ap` by the
         // caller's promise.
-        unsafe { mem::transmute::<*mut c_void, Option<BmapFn>>(original).map(|vop| vop(ap)) }
+        let vop = unsafe { mem::transmute::<*mut c_void, Option<BmapFn>>(original) };
+        // SAFETY: as above.
+        vop.map_or(sys::EOPNOTSUPP, |vop| unsafe { vop(ap) })
     }
 
     /// Call the original VOP_GETPAGES.
@@ -148,14 +145,130 @@ impl Vector {
     /// # Safety
     ///
     /// `ap` is a VOP_GETPAGES's argument, and its pages are untouched.
-    pub unsafe fn original_sync(&self, ap: *mut sys::vop_getpages_args) -> Option<c_int> {
+    unsafe fn original_sync(&self, ap: *mut sys::vop_getpages_args) -> c_int {
         let (place, original) = self.slot(Slot::Sync);
         let taken = original.load(Ordering::Acquire);
         let vop = if taken.is_null() { place.load(Ordering::Acquire) } else { taken };
         // SAFETY: either what `take` found in this slot or what is there:
         // a GetpagesFn, or null; `ap` by the caller's promise.
-        unsafe { mem::transmute::<*mut c_void, Option<GetpagesFn>>(vop).map(|vop| vop(ap)) }
+        let vop = unsafe { mem::transmute::<*mut c_void, Option<GetpagesFn>>(vop) };
+        // SAFETY: as above.
+        vop.map_or(sys::VM_PAGER_ERROR, |vop| unsafe { vop(ap) })
     }
+}
+
+/// VOPs that a module implements, for the vectors whose slots it takes.
+pub trait Operations: 'static {
+    /// Held while a thread is in one of the module's VOPs, the original's code
+    /// included when that is called.
+    type Inside;
+
+    /// A thread enters one of the module's VOPs.
+    fn enter() -> Self::Inside;
+
+    /// The vectors whose slots may be taken; at least one.
+    fn vectors() -> &'static [&'static Vector];
+
+    /// VOP_GETPAGES_ASYNC(9). Locks: vnode shared or exclusive, object not.
+    fn getpages_async(call: Getpages<'_>) -> Answer<'_>;
+
+    /// VOP_GETPAGES(9). Locks: vnode shared or exclusive, object not.
+    fn getpages(call: Getpages<'_>) -> Answer<'_>;
+
+    /// VOP_BMAP(9), for a call that asks where a block is and how many follow:
+    /// the answer, or `None` for the original to give. Locks: vnode.
+    fn bmap(call: Bmap<'_>) -> Option<Errno>;
+
+    /// The vnode of a call is of none of the vectors. Another vector, whose
+    /// default these are, may lead here.
+    fn vector_of(vnode: Vnode<'_>) -> Option<&'static Vector> {
+        Self::vectors().iter().find(|vector| vector.is_of(vnode)).copied()
+    }
+}
+
+/// A function as a slot has it.
+#[derive(Clone, Copy)]
+pub struct Entry(*mut c_void);
+
+/// What to put into a slot so that `O` is called.
+pub fn entry<O: Operations>(slot: Slot) -> Entry {
+    Entry(match slot {
+        Slot::Async => getpages_async::<O> as GetpagesAsyncFn as *mut c_void,
+        Slot::Sync => getpages::<O> as GetpagesFn as *mut c_void,
+        Slot::Bmap => bmap::<O> as BmapFn as *mut c_void,
+    })
+}
+
+/// The vector whose originals serve a vnode: its own, or, when the call came
+/// through one that inherits from another, the last one.
+fn original_of<O: Operations>(vp: *mut sys::vnode) -> Option<&'static Vector> {
+    // SAFETY: locked by the VOP's caller for as long as the call lasts.
+    let vnode = NonNull::new(vp).map(|vp| unsafe { Vnode::new(vp) });
+    vnode.and_then(O::vector_of).or_else(|| O::vectors().last().copied())
+}
+
+fn code(result: Result<(), PagerError>) -> c_int {
+    result.map_or_else(PagerError::code, |()| sys::VM_PAGER_OK)
+}
+
+/// VOP_GETPAGES_ASYNC(9), through a vop_vector.
+unsafe extern "C" fn getpages_async<O: Operations>(ap: *mut sys::vop_getpages_async_args) -> c_int {
+    let _inside = O::enter();
+    if ap.is_null() {
+        return sys::VM_PAGER_ERROR;
+    }
+    // SAFETY: the kernel's argument block, ours for the call. Nobody else has
+    // the duty to call a_iodone until it is passed on below.
+    let (call, original) =
+        unsafe { (Getpages::from_async(&mut *ap), original_of::<O>((*ap).a_vp)) };
+    let (Some(call), Some(original)) = (call, original) else { return sys::VM_PAGER_ERROR };
+    match O::getpages_async(call) {
+        Answer::Done(result) => code(result),
+        Answer::Original(call) => {
+            call.reply.pass_on();
+            // SAFETY: unanswered; the reply's duty has just been passed on.
+            unsafe { original.original_async(ap) }
+        }
+        Answer::Emulate(call) => {
+            // SAFETY: unanswered; the sync VOP does not know of iodone.
+            let answer = unsafe { original.original_sync(&mut getpages::sync_args(&*ap)) };
+            let result = PagerError::check(answer);
+            call.reply.send(result.map_err(PagerError::errno));
+            code(result)
+        }
+    }
+}
+
+/// VOP_GETPAGES(9), through a vop_vector.
+unsafe extern "C" fn getpages<O: Operations>(ap: *mut sys::vop_getpages_args) -> c_int {
+    let _inside = O::enter();
+    if ap.is_null() {
+        return sys::VM_PAGER_ERROR;
+    }
+    // SAFETY: the kernel's argument block, ours for the call.
+    let (call, original) = unsafe { (Getpages::from_sync(&mut *ap), original_of::<O>((*ap).a_vp)) };
+    let (Some(call), Some(original)) = (call, original) else { return sys::VM_PAGER_ERROR };
+    match O::getpages(call) {
+        Answer::Done(result) => code(result),
+        // SAFETY: unanswered.
+        Answer::Original(_) | Answer::Emulate(_) => unsafe { original.original_sync(ap) },
+    }
+}
+
+/// VOP_BMAP(9), through a vop_vector.
+unsafe extern "C" fn bmap<O: Operations>(ap: *mut sys::vop_bmap_args) -> c_int {
+    let _inside = O::enter();
+    if ap.is_null() {
+        return sys::EINVAL;
+    }
+    // SAFETY: the kernel's argument block, ours for the call.
+    if let Some(call) = unsafe { Bmap::from_args(&mut *ap) }
+        && let Some(answer) = O::bmap(call)
+    {
+        return answer.code();
+    }
+    // SAFETY: unanswered.
+    unsafe { original_of::<O>((*ap).a_vp).map_or(sys::EOPNOTSUPP, |v| v.original_bmap(ap)) }
 }
 
 /// One call of VOP_BMAP that asks where a block is and how many follow it,
@@ -174,7 +287,7 @@ impl<'a> Bmap<'a> {
     /// # Safety
     ///
     /// `ap` is the argument of a VOP_BMAP in progress.
-    pub unsafe fn from_args(ap: &'a mut sys::vop_bmap_args) -> Option<Self> {
+    unsafe fn from_args(ap: &'a mut sys::vop_bmap_args) -> Option<Self> {
         if !ap.a_bop.is_null() || ap.a_bnp.is_null() || !ap.a_runb.is_null() {
             return None;
         }
@@ -193,21 +306,6 @@ impl<'a> Bmap<'a> {
         *self.run = c_int::try_from(pages).unwrap_or(c_int::MAX);
         Errno::EAGAIN
     }
-}
-
-/// Whether a vnode's operations are FFS's.
-pub fn is_ffs(vnode: Vnode<'_>) -> bool {
-    [Which::Ffs1, Which::Ffs2].iter().any(|which| Vector::new(*which).is_of(vnode))
-}
-
-/// The vnode of a VOP_BMAP.
-///
-/// # Safety
-///
-/// `ap` is the argument of a VOP_BMAP in progress.
-pub unsafe fn vnode_of(ap: &sys::vop_bmap_args) -> Option<Vnode<'_>> {
-    // SAFETY: locked by the VOP's caller for as long as the call lasts.
-    NonNull::new(ap.a_vp).map(|vp| unsafe { Vnode::new(vp) })
 }
 
 /// Whether the slots are where the headers say, as the kernel's own

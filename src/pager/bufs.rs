@@ -2,9 +2,10 @@
 //! The module's bufs: what each is for, and how many each purpose may have.
 //!
 //! A request whose blocks are known waits for a buf rather than fail, as it does
-//! in the vnode pager. So that it never waits long, read-ahead has at most half
-//! of the bufs. A thread that waits owns no buf that it has not sent, and all
-//! bufs that are sent come back: nothing waits for ever.
+//! in the vnode pager. Read-ahead has at most half of the bufs, and gets none
+//! while a request waits. A thread that waits owns no buf that it has not sent,
+//! and waits for as long at most as its device takes to answer: a device that
+//! does not answer leaves bufs to the others.
 //!
 //! A request whose block map is being read has nobody to wait for bufs. The last
 //! [`reserve`] bufs are for such requests alone, and [`worker`] goes on with
@@ -13,10 +14,11 @@
 use super::{complete, deferred, latency, request::Part, worker};
 use crate::{
     kpi::{
-        buf::{self, Completion, Pbuf, Pool},
+        buf::{self, Completion, Pbuf, Pool, Room},
         errno::Errno,
         sysctl::Limit,
         vm_object::Paging,
+        vnode::Device,
     },
     readahead,
     stats::{self, Tally},
@@ -138,35 +140,55 @@ pub fn destroy() {
     POOL.destroy();
 }
 
-/// Whether a buf of this use can be had now. A hint.
-pub fn available(purpose: Use) -> bool {
-    let below = match purpose {
-        Use::Map => MAPS.now() < POOL.len() / 8,
-        Use::Readahead => READAHEAD.now() < POOL.len() / 2,
-        Use::Request | Use::Deferred => true,
-    };
-    below && POOL.free() > floor(purpose)
+/// Whether a buf of this use may be had for the device, while there is so much room.
+///
+/// A device gets another buf only while fewer are in flight for it than it would
+/// leave: one that does not answer takes half of the bufs at most.
+fn admits(purpose: Use, device: usize, room: Room) -> bool {
+    let at_device = latency::in_flight(device) as usize;
+    let free = room.free.saturating_sub(reserve());
+    match purpose {
+        Use::Deferred => room.free > 0,
+        Use::Request => {
+            // What reads ahead keeps no request waiting.
+            let requests = at_device.saturating_sub(READAHEAD.now());
+            free > requests || free > 0 && requests == 0
+        }
+        Use::Map => free > at_device && room.waiting == 0,
+        Use::Readahead => {
+            let left = (POOL.len() / 2).saturating_sub(READAHEAD.now());
+            left > at_device / 2 && free > 0 && room.waiting == 0
+        }
+    }
 }
 
-fn floor(purpose: Use) -> usize {
-    if purpose == Use::Deferred { 0 } else { reserve() }
+/// Whether a buf that reads a block map may be had for the device now. A hint.
+pub fn map_available(device: usize) -> bool {
+    MAPS.now() < POOL.len() / 8 && admits(Use::Map, device, POOL.room())
 }
 
-/// A buf without a job, if there is one for this use. Never sleeps.
-pub fn alloc(purpose: Use) -> Option<Buf> {
+/// Whether any buf is free. A hint.
+pub fn any_free() -> bool {
+    POOL.room().free > 0
+}
+
+/// A buf without a job, if there is one for this use and device. Never sleeps.
+pub fn alloc(purpose: Use, device: Device<'_>) -> Option<Buf> {
     let context = Context { flight: None, job: Job::Idle, share: Share::new(purpose)? };
-    let mut buf = POOL.alloc(floor(purpose), context).ok()?;
+    let admit = |room| admits(purpose, device.id(), room);
+    let mut buf = POOL.alloc(admit, context).ok()?;
     buf.share.has_buf = true;
     Some(buf)
 }
 
 /// A buf for a request, whose thread owns no buf that it has not sent. Sleeps
-/// while all bufs are in flight.
-pub fn alloc_or_wait() -> Buf {
-    alloc(Use::Request).unwrap_or_else(|| {
+/// while bufs are in flight for the device and it may have no more.
+pub fn alloc_or_wait(device: Device<'_>) -> Buf {
+    alloc(Use::Request, device).unwrap_or_else(|| {
         stats::WAITED_BUF.add(1);
         let share = Share { purpose: Use::Request, has_buf: true };
-        POOL.wait(floor(Use::Request), Context { flight: None, job: Job::Idle, share })
+        let context = Context { flight: None, job: Job::Idle, share };
+        POOL.wait(|room| admits(Use::Request, device.id(), room), context)
     })
 }
 
@@ -226,5 +248,9 @@ impl Completion for Context {
         }
         // Last: what unloading waits for.
         stats::IN_FLIGHT.leave();
+    }
+
+    fn abandoned(buf: Buf) {
+        drop(claimed(buf));
     }
 }

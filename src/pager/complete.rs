@@ -12,6 +12,7 @@ use super::{
     worker,
 };
 use crate::{
+    fs,
     kpi::{
         errno::Errno,
         getpages::{Last, Pending},
@@ -31,11 +32,13 @@ pub fn part(mut buf: Buf) {
     let around = behind + buf.ahead();
     let outcome = settle(&mut buf);
     if let Err(error) = outcome {
-        if let Job::Part { retried, .. } = &mut buf.job
+        if let Job::Part { part, retried } = &mut buf.job
             && !*retried
             && is_worth_retrying(error, around)
         {
             *retried = true;
+            // The vnode's lock has gone with the VOP.
+            part.request().inspect(|request| request.value().unlocked());
             narrow(&mut buf, behind);
             worker::push(buf);
             return;
@@ -121,7 +124,7 @@ pub fn arrive(request: Pending<Request>, outcome: Result<(), Errno>) {
 fn answer(last: Last<Request>) {
     let request = last.value();
     let mut outcome = request.outcome();
-    if request.is_deferred() {
+    if request.was_unlocked() {
         outcome = without_truncated(&last, outcome);
     }
     match (outcome, last.vnode().object()) {
@@ -135,14 +138,17 @@ fn answer(last: Last<Request>) {
     last.answer(outcome);
 }
 
-/// Zero what a truncation has cut off while the block map was read.
+/// Zero what a truncation has cut off since the VOP has returned.
 ///
-/// A truncation to length 0 with soft updates frees the file's blocks before it
-/// waits for the busied pages: what was read since may be another file's. The
-/// inode's size falls first, and cannot rise before the answer, since the
-/// truncation waits for it. So what lies below it now was the file's all along.
+/// A truncation may free the file's blocks before it waits for the busied pages:
+/// what was read since may be another file's. The [size](fs::FileSystem::size)
+/// falls first, and the truncation ends only after the answer. So what lies below
+/// it now was the file's all along. (FFS without soft updates raises the size
+/// again for a while, but waits for the busied pages before it frees a block.)
 fn without_truncated(last: &Last<Request>, outcome: Result<(), Errno>) -> Result<(), Errno> {
-    let size = last.vnode().inode_size();
+    let Some(size) = fs::of(last.vnode()).and_then(|fs| fs.size(last.vnode())) else {
+        return outcome;
+    };
     let Some(first) = last.pages().first().map(BusiedPage::pindex) else { return outcome };
     let start = first.saturating_mul(PAGE);
     for (i, page) in (0u64..).zip(last.pages()) {
@@ -175,6 +181,11 @@ fn log(buf: &Buf, error: Errno) {
     {
         let (offset, bytes) = (pindex.saturating_mul(PAGE), buf.bytes());
         let size = vnode.object().map_or(0, |object| object.vnp_size());
-        kprintln!("{vnode} offset {offset}: reading {bytes} of {size} bytes failed, errno {error}");
+        let on = vnode.mounted_on();
+        let number = fs::of(vnode).and_then(|fs| fs.file_number(vnode)).unwrap_or(0);
+        kprintln!(
+            "{on} inode {number} offset {offset}: reading {bytes} of {size} bytes failed, \
+             errno {error}"
+        );
     }
 }

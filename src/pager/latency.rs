@@ -34,6 +34,8 @@ struct Entry {
     longest_us: AtomicU32,
     /// A speculative read of it has failed.
     speculation_failed: AtomicBool,
+    /// It is known to read sectors that were never written without an error.
+    speculation_is_safe: AtomicBool,
 }
 
 /// A moving average of microseconds; 0 if nothing is known.
@@ -77,6 +79,7 @@ impl Entry {
             small: Average::new(),
             longest_us: AtomicU32::new(0),
             speculation_failed: AtomicBool::new(false),
+            speculation_is_safe: AtomicBool::new(false),
         }
     }
 
@@ -129,6 +132,7 @@ impl Entry {
         self.small.forget();
         self.longest_us.store(0, Ordering::Relaxed);
         self.speculation_failed.store(false, Ordering::Relaxed);
+        self.speculation_is_safe.store(false, Ordering::Relaxed);
     }
 
     /// A transfer of `bytes` took `us`, and found the device `alone`.
@@ -355,10 +359,21 @@ pub fn bar_speculation(device: usize) {
     }
 }
 
-/// Whether speculative reads of the device may be sent. Not without an entry
-/// to note a failure in.
-pub fn may_speculate(device: usize) -> bool {
-    TABLE.find(key(device)).is_some_and(|e| !e.speculation_failed.load(Ordering::Relaxed))
+/// Whether speculative reads of the device may be sent, when `is_safe` says, asked
+/// once for each mounting, that sectors which were never written can be read. Not
+/// without an entry to note a failure in.
+pub fn may_speculate(device: usize, is_safe: impl FnOnce() -> bool) -> bool {
+    let Some(entry) = TABLE.find(key(device)) else { return false };
+    if entry.speculation_failed.load(Ordering::Relaxed) {
+        return false;
+    }
+    if !entry.speculation_is_safe.load(Ordering::Relaxed) {
+        if !is_safe() {
+            return false;
+        }
+        entry.speculation_is_safe.store(true, Ordering::Relaxed);
+    }
+    true
 }
 
 /// Of a large transfer's time, this part at least is taken for latency.

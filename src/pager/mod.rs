@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! The data path, in reading order: [`request`] → [`plan`] → [`submit`] → [`complete`].
 
-pub mod blockmap;
 pub mod bufs;
 pub mod complete;
 pub mod deferred;
@@ -11,12 +10,13 @@ pub mod request;
 pub mod submit;
 pub mod worker;
 
-use self::{
-    plan::Extent,
-    request::{Answer, Call, Miss, REQUESTS, prepare},
-};
+use self::request::{Call, Miss, REQUESTS, prepare};
 use crate::{
-    kpi::{errno::Errno, getpages::Getpages, vm_page::BusiedPage, vnode::BlockMap},
+    kpi::{
+        errno::Errno,
+        getpages::{Answer, Getpages},
+        vm_page::BusiedPage,
+    },
     stats,
 };
 
@@ -70,11 +70,6 @@ pub fn getpages<'a>(vop: Getpages<'a>, promised: bool, miss: &mut Option<Miss>) 
         }
     }
     submit::send(call, noted)
-}
-
-/// What VOP_BMAP has said, as the plan takes it.
-pub fn extent(map: BlockMap) -> Extent {
-    Extent { blkno: map.blkno, before: map.before, after: map.after }
 }
 
 /// All pages are valid, without any I/O.

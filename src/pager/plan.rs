@@ -30,16 +30,7 @@ pub struct Device {
     pub max_pages: u32,
 }
 
-/// The block map's answer for the block at the position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// First byte of the block on the device, in units of DEV_BSIZE; `None` for a hole.
-    pub blkno: Option<i64>,
-    /// Contiguous blocks before it.
-    pub before: u32,
-    /// Contiguous blocks after it.
-    pub after: u32,
-}
+pub use crate::kpi::vnode::Extent;
 
 /// Pages that the caller would like to have with the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! A call of the VOP: what it asks for, and whether it is ours to serve.
 
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use super::{
-    complete, extent,
+    complete,
     plan::{self, Extent, File, PAGE, Step, Wishes},
 };
 use crate::{
+    fs::{self, FileSystem},
     kpi::{
         buf,
         errno::Errno,
-        getpages::{Getpages, Pending, PendingZone, Reply},
+        getpages::{Answer, Getpages, Pending, PendingZone, Reply},
         proc, sys,
         vm_object::Object,
         vm_page::BusiedPage,
@@ -34,17 +35,19 @@ pub static REQUESTS: PendingZone<Request> = PendingZone::new();
 /// 4. The last one to arrive answers the request (`complete`).
 pub struct Request {
     last_partly_valid: bool,
-    deferred: bool,
+    /// Whether any of its data is read while the vnode may be unlocked.
+    unlocked: AtomicBool,
     /// The first error; 0 for none.
     error: AtomicI32,
 }
 
 impl Request {
-    /// Pend the request that a call is; `deferred` says that its block map is
-    /// yet to be read. The reply comes back when the call has too many pages.
-    pub fn pend(target: &Target<'_>, reply: Reply, deferred: bool) -> Result<Pending<Self>, Reply> {
+    /// Pend the request that a call is; `unlocked` says that its block map is yet
+    /// to be read. The reply comes back when the call has too many pages.
+    pub fn pend(target: &Target<'_>, reply: Reply, unlocked: bool) -> Result<Pending<Self>, Reply> {
         let last_partly_valid = target.last_partly_valid();
-        let request = Self { last_partly_valid, deferred, error: AtomicI32::new(0) };
+        let (unlocked, error) = (AtomicBool::new(unlocked), AtomicI32::new(0));
+        let request = Self { last_partly_valid, unlocked, error };
         REQUESTS.pend(target.place.vnode, reply, request)
     }
 
@@ -53,9 +56,14 @@ impl Request {
         self.last_partly_valid
     }
 
-    /// Whether its data are read without the vnode's lock, after its block map.
-    pub fn is_deferred(&self) -> bool {
-        self.deferred
+    /// Whether any of its data was read while the vnode may have been unlocked.
+    pub fn was_unlocked(&self) -> bool {
+        self.unlocked.load(Ordering::Relaxed)
+    }
+
+    /// A part of its data is about to be read while the vnode may be unlocked.
+    pub fn unlocked(&self) {
+        self.unlocked.store(true, Ordering::Relaxed);
     }
 
     /// Keep an error, if it is the first one.
@@ -108,17 +116,6 @@ impl Drop for Part {
     }
 }
 
-/// What became of a call.
-pub enum Answer<'a> {
-    /// `VM_PAGER_OK`, or the error that the reply has told already.
-    Done(Result<(), PagerError>),
-    /// The original VOP is to serve it: nothing has been touched or told.
-    Original(Getpages<'a>),
-    /// The sync VOP is to serve it, which waits for the data: the filesystem
-    /// has no block map. Nothing has been told.
-    Emulate(Getpages<'a>),
-}
-
 /// A call of the VOP that is ours to serve.
 pub struct Call<'a> {
     /// The call itself.
@@ -132,6 +129,8 @@ pub struct Call<'a> {
 pub struct Place<'a> {
     /// The file.
     pub vnode: Vnode<'a>,
+    /// Its filesystem.
+    pub fs: &'static dyn FileSystem,
     /// Its VM object.
     pub object: Object<'a>,
     /// The device below.
@@ -227,15 +226,16 @@ impl Miss {
 
 impl<'a> Place<'a> {
     /// The place of a vnode that is locked, or whose object has pages of a
-    /// request in flight. Does not sleep.
-    pub fn new(vnode: Vnode<'a>, object: Object<'a>, device: Device<'a>) -> Self {
+    /// request in flight. `None` for one of an unknown filesystem. Does not sleep.
+    pub fn new(vnode: Vnode<'a>, object: Object<'a>, device: Device<'a>) -> Option<Self> {
+        let fs = fs::of(vnode)?;
         let geometry = plan::Device {
             block: u64::from(vnode.block_size()),
             sector: u64::from(device.sector()),
             max_pages: buf::max_pages(),
         };
         let file = File { pages: object.size(), bytes: object.vnp_size() };
-        Self { vnode, object, device, file, geometry }
+        Some(Self { vnode, fs, object, device, file, geometry })
     }
 
     /// The logical block that holds a page's first byte.
@@ -245,7 +245,7 @@ impl<'a> Place<'a> {
 
     /// Where a block and its neighbours are. May read an indirect block.
     pub fn extent(&self, lbn: u64) -> Result<Extent, Errno> {
-        self.vnode.bmap(lbn).map(extent)
+        self.vnode.bmap(lbn)
     }
 
     /// What the block map says to do for the bytes from `position` on, up to
@@ -270,7 +270,7 @@ impl<'a> Target<'a> {
     /// The target of a pending request, whose file is on `device`.
     pub fn of_pending(request: &'a Pending<Request>, device: Device<'a>) -> Option<Self> {
         let vnode = request.vnode();
-        let place = Place::new(vnode, vnode.object()?, device);
+        let place = Place::new(vnode, vnode.object()?, device)?;
         let pages = request.pages();
         let partly = request.value().last_partly_valid();
         let wanted = pages.len().saturating_sub(usize::from(partly));
@@ -296,7 +296,9 @@ pub fn prepare(vop: Getpages<'_>) -> Result<Call<'_>, Answer<'_>> {
         Err(Errno::EOPNOTSUPP) => return Err(Answer::Emulate(vop)),
         Err(error) => return Err(failed(vop, PagerError::Error, error)),
     };
-    let place = Place::new(vop.vnode, object, device);
+    let Some(place) = Place::new(vop.vnode, object, device) else {
+        return Err(Answer::Original(vop));
+    };
     let (Some(first), Some(last)) = (vop.pages.first(), vop.pages.last()) else {
         return Err(failed(vop, PagerError::Fail, Errno::EINVAL));
     };

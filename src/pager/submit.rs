@@ -2,13 +2,13 @@
 //! From a request to bufs on their way to the disk, run by run.
 
 use super::{
-    bufs::{self, Buf, Job},
+    bufs::{self, Buf, Job, Use},
     complete,
     plan::{self, Extent, PAGE, Run, Step, Wishes},
-    request::{Answer, Call, Miss, Part, Place, Request, Target, failed},
+    request::{Call, Miss, Part, Place, Request, Target, failed},
 };
 use crate::{
-    kpi::{buf::Transfer, errno::Errno, vm_pager::PagerError},
+    kpi::{buf::Transfer, errno::Errno, getpages::Answer, vm_pager::PagerError},
     stats,
 };
 
@@ -154,7 +154,7 @@ pub fn send<'a>(call: Call<'a>, miss: &mut Miss) -> Answer<'a> {
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
             Ok(Some(run)) => {
-                let mut buf = bufs::alloc_or_wait();
+                let mut buf = bufs::alloc_or_wait(target.place.device);
                 buf.job = Job::Part { part: Part::new(&request), retried: false };
                 // Dropped, it fails the request.
                 if load(&mut buf, &target, run) {
@@ -192,7 +192,13 @@ pub fn read(call: Call<'_>) -> Answer<'_> {
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
             Ok(Some(run)) => {
-                let mut buf = bufs::alloc_or_wait();
+                // A fault of the thread that serves the device must not wait for
+                // its bufs. For one page, the original needs none of them.
+                let buf = bufs::alloc(Use::Request, target.place.device);
+                if buf.is_none() && target.pages.len() == 1 {
+                    return Answer::Original(vop);
+                }
+                let mut buf = buf.unwrap_or_else(|| bufs::alloc_or_wait(target.place.device));
                 if !load(&mut buf, &target, run) {
                     break Err(Errno::EIO);
                 }

@@ -9,6 +9,7 @@ use super::{
     deferred,
 };
 use crate::{
+    fair::{Threads, Working},
     kpi::{
         buf::Fifo,
         mutex::Mutex,
@@ -17,8 +18,11 @@ use crate::{
     stats,
 };
 
-/// Threads for it. They wait for memory only, and never for a disk.
-const THREADS: i32 = 2;
+/// Threads for it. They wait for memory, and for a device that does its I/O in
+/// the thread that sends it, as a zvol does.
+const THREADS: usize = 8;
+
+static IN_USE: Threads<THREADS> = Threads::new();
 
 struct Worker {
     bufs: Mutex<Bufs>,
@@ -44,7 +48,8 @@ static STARVED: AtomicBool = AtomicBool::new(false);
 pub fn start() {
     WORKER.bufs.init(c"asyncpager ready");
     WORKER.task.init(&WORKER);
-    QUEUE.start(c"asyncpager worker", THREADS);
+    IN_USE.init(c"asyncpager workers");
+    QUEUE.start(c"asyncpager worker", THREADS as i32);
 }
 
 /// Have a thread that may sleep go on with a completed buf. Does not sleep.
@@ -61,7 +66,7 @@ fn starve(buf: Buf) {
     WORKER.bufs.lock().starved.push(buf);
     STARVED.store(true, Ordering::SeqCst);
     // One may have come back before that was to be seen.
-    if bufs::available(bufs::Use::Deferred) {
+    if bufs::any_free() {
         buf_is_back();
     }
 }
@@ -82,12 +87,32 @@ pub fn drain() {
 pub fn end() {
     QUEUE.stop();
     WORKER.bufs.destroy();
+    IN_USE.destroy();
 }
 
 impl Worker {
-    fn pop(&self, starved: bool) -> Option<Buf> {
+    /// The first buf whose device may have another thread. The others stay: a
+    /// thread that works for their devices looks again when it is done.
+    fn pop(&self, starved: bool) -> Option<(Buf, Working<THREADS>)> {
         let mut bufs = self.bufs.lock();
-        if starved { bufs.starved.pop() } else { bufs.ready.pop() }
+        let fifo = if starved { &mut bufs.starved } else { &mut bufs.ready };
+        for _ in 0..fifo.len() {
+            let buf = fifo.pop()?;
+            // A loaded buf has a device; 0 stands for a free thread.
+            let device = buf.device().map_or(1, |device| device.id());
+            match IN_USE.enter(device) {
+                Some(working) => return Some((buf, working)),
+                None => fifo.push(buf),
+            }
+        }
+        None
+    }
+
+    /// A buf to go on with: the oldest first. One that is starved again waits for
+    /// the next buf that comes back.
+    fn next(&self) -> Option<(Buf, Working<THREADS>)> {
+        let starved = if STARVED.load(Ordering::SeqCst) { None } else { self.pop(true) };
+        starved.or_else(|| self.pop(false))
     }
 }
 
@@ -97,14 +122,12 @@ impl Work for Worker {
     }
 
     fn work(&self) {
-        // The oldest first: a buf that is starved again waits for the next call.
-        while !STARVED.load(Ordering::SeqCst)
-            && let Some(buf) = self.pop(true)
-        {
+        while let Some((buf, working)) = self.next() {
+            // Another thread looks at the rest: a task that is enqueued while it
+            // runs, runs in two threads at once.
+            QUEUE.enqueue(self);
             go_on(buf);
-        }
-        while let Some(buf) = self.pop(false) {
-            go_on(buf);
+            drop(working);
         }
     }
 }

@@ -22,7 +22,7 @@ pub enum Why {
     Locked,
     /// Memory is short.
     NoMemory,
-    /// There is no pbuf.
+    /// There is no buf.
     NoBuf,
     /// The device has enough to do.
     Saturated,
@@ -38,7 +38,7 @@ pub fn load(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, Option<Buf>
     if room() < run.pages() {
         return Err(Why::NoMemory);
     }
-    let mut buf = bufs::alloc(Use::Readahead).ok_or(Why::NoBuf)?;
+    let mut buf = bufs::alloc(Use::Readahead, place.device).ok_or(Why::NoBuf)?;
     let locked = place.object.write();
     let there = locked.existing(run.first_page(), run.pages());
     let start = run.start.saturating_add(u64::from(there) * PAGE);
@@ -76,7 +76,7 @@ pub fn finish(mut buf: Buf) {
     }
 }
 
-/// Pages that may be allocated for nobody in buficular: those that are free
+/// Pages that may be allocated for no stream in particular: those that are free
 /// beyond the middle between where the page daemon begins to hurry and where
 /// it stops.
 pub fn room() -> u32 {

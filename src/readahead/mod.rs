@@ -30,6 +30,7 @@ use self::{
     window::{Outcome, Window},
 };
 use crate::{
+    fair::{InUse, Threads, may_enter},
     kpi::{
         buf,
         callout::Callout,
@@ -98,9 +99,9 @@ static ROUND_US: AtomicU32 = AtomicU32::new(0);
 /// Threads in [`Set::work`].
 static AT_WORK: Tally = Tally::new();
 /// The device that each thread is at; 0 for a free thread.
-static WORKERS: Mutex<Workers> = Mutex::new([0; THREADS]);
+static WORKERS: Threads<THREADS> = Threads::new();
 
-type Workers = [usize; THREADS];
+type Workers = InUse<THREADS>;
 
 /// A file's place in the table.
 struct Slot {
@@ -165,39 +166,6 @@ impl Now {
     fn pace(&self, profile: Key, device: usize) -> Pace {
         let Profile { rate, trust, .. } = profile::of(profile);
         Pace { latency_us: latency::of(device), rate, trust, poll_us: self.poll_us }
-    }
-}
-
-/// A thread's right to wait for a device.
-///
-/// A device gets another thread only while it has fewer of them than are free:
-/// half of all at most, so that a device that does not answer leaves threads
-/// to the others.
-struct Worker(usize);
-
-/// Whether the device may have another thread.
-fn may_enter(workers: &Workers, device: usize) -> bool {
-    let at = |device| workers.iter().filter(|worker| **worker == device).count();
-    at(device) < at(0)
-}
-
-impl Worker {
-    fn enter(device: usize) -> Option<Self> {
-        let mut workers = WORKERS.lock();
-        if !may_enter(&workers, device) {
-            return None;
-        }
-        let free = workers.iter().position(|worker| *worker == 0)?;
-        *workers.get_mut(free)? = device;
-        Some(Self(free))
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        if let Some(worker) = WORKERS.lock().get_mut(self.0) {
-            *worker = 0;
-        }
     }
 }
 
@@ -459,7 +427,7 @@ impl Set {
             let slot = slots.get(way)?.as_ref()?;
             slot.has_work(&now).then_some(slot.device)?
         };
-        let Some(_worker) = Worker::enter(device) else {
+        let Some(_worker) = WORKERS.enter(device) else {
             stats::NOT_THREAD.add(1);
             look_at(self.index);
             return None;
@@ -554,7 +522,7 @@ fn tick() {
         return;
     }
     let all = SETS.get().len() * WAYS;
-    let workers = *WORKERS.lock();
+    let workers = WORKERS.in_use();
     let mut run = Run { now: Now::new(), left: BUDGET, begun: false, workers };
     let hand = (HAND.load(Ordering::Relaxed) as usize).min(all);
     if hand == 0 {

@@ -22,10 +22,10 @@ use super::{
     profile::{self, ACCURATE, Key, Profile},
 };
 use crate::{
+    fs::MapBlock,
     kpi::buf::Claim,
     pager::{
         bufs::{self, Context, Job},
-        deferred::Missing,
         latency,
         plan::{DEV_BSIZE, PAGE, Run, Step},
         request::Place,
@@ -33,16 +33,16 @@ use crate::{
     stats,
 };
 
-/// `vfs.asyncpager.readahead.guess`: whether to send any.
+/// `vfs.asyncpager.readahead.guess`: whether to read speculatively.
 pub static ENABLED: AtomicBool = AtomicBool::new(true);
 
-/// Bufs of a guess, at most.
+/// Bufs of a speculative read, at most.
 const BUFS: usize = 9;
 /// Pages of the first of them: the consumer may be there as soon as it is.
 const SOON: u64 = 64;
 
 /// Where the pages of a range are expected, and bufs that have been sent there.
-pub struct Guess {
+pub struct SpeculativeRead {
     pages: Range<u64>,
     blkno: i64,
     parts: [Option<Part>; BUFS],
@@ -57,36 +57,36 @@ struct Part {
     blkno: i64,
 }
 
-impl Guess {
-    /// Have the block map read, whose only level that the first page of
-    /// `range` hangs on is `missing`, and send bufs to where the pages most
-    /// likely are, as long as guesses come out right, none has failed on the
-    /// device, and the device has less than `in_flight`. `None` when nothing can be said. May sleep for a buffer.
+impl SpeculativeRead {
+    /// Have the block `map` of the block map read, on which the first page of
+    /// `range` hangs, and send bufs to where the pages most likely are, as long
+    /// as speculation is accurate, none has failed on the device, and the device
+    /// has less than `in_flight`. `None` when nothing can be said. May sleep for
+    /// a buffer.
     pub fn begin(
         place: &Place<'_>,
-        missing: &Missing,
+        map: &MapBlock,
         range: Range<u64>,
         tag: usize,
         in_flight: u32,
         profile: Key,
     ) -> Option<Self> {
-        let (path, (_, map)) = *missing;
-        let [stage] = path.stages() else { return None };
-        let block = place.geometry.block;
-        let inside = range.start.saturating_mul(PAGE) % block.max(1);
-        let behind = stage.index.saturating_add(1).saturating_mul(block).saturating_add(inside);
-        let blkno = map.saturating_add((behind / DEV_BSIZE) as i64);
-        let mut guess = Self { pages: range, blkno, parts: [const { None }; BUFS], profile };
+        let inside = range.start.saturating_mul(PAGE) % place.geometry.block.max(1);
+        let blkno = map.likely?.saturating_add((inside / DEV_BSIZE) as i64);
+        let mut read = Self { pages: range, blkno, parts: [const { None }; BUFS], profile };
         let bufs = bufs(profile::of(profile).accuracy);
-        if bufs > 0 && ENABLED.load(Ordering::Relaxed) && latency::may_speculate(place.device.id())
+        let device = place.device;
+        if bufs > 0
+            && ENABLED.load(Ordering::Relaxed)
+            && latency::may_speculate(device.id(), || !device.verifies())
         {
             // First: nothing can be told before it is there.
-            if !place.vnode.read_block(stage.lbn, map) {
+            if !place.vnode.read_block(map.lbn, map.blkno) {
                 return None;
             }
-            guess.send(place, bufs, tag, in_flight);
+            read.send(place, bufs, tag, in_flight);
         }
-        Some(guess)
+        Some(read)
     }
 
     fn send(&mut self, place: &Place<'_>, bufs: usize, tag: usize, in_flight: u32) {
@@ -98,7 +98,7 @@ impl Guess {
             let from = at.saturating_sub(self.pages.start).saturating_mul(PAGE / DEV_BSIZE);
             let blkno = self.blkno.saturating_add(from as i64);
             let whole = pages.saturating_mul(PAGE / DEV_BSIZE) as i64;
-            let outside = blkno.saturating_add(whole) > place.vnode.fs_blocks();
+            let outside = blkno.saturating_add(whole) > place.fs.blocks(place.vnode);
             if pages == 0 || outside || latency::in_flight(place.device.id()) >= in_flight {
                 return;
             }
@@ -155,7 +155,7 @@ impl Guess {
     }
 }
 
-impl Drop for Guess {
+impl Drop for SpeculativeRead {
     /// There is no map, and nothing is kept.
     fn drop(&mut self) {
         self.parts.iter_mut().filter_map(Option::take).for_each(|part| discard(part.buf));

@@ -6,13 +6,12 @@ use core::ops::Range;
 use super::{
     load::{Why, load},
     profile::Key,
-    speculative::Guess,
+    speculative::SpeculativeRead,
 };
 use crate::{
-    kpi::{vnode::Identity, vnode_if},
+    kpi::vnode::Identity,
     pager::{
-        blockmap::Path,
-        bufs, deferred, latency,
+        bufs, latency,
         plan::{PAGE, Run, Step},
         request::Place,
     },
@@ -71,12 +70,12 @@ fn within<T>(identity: Identity, f: impl FnOnce(&Place<'_>) -> T) -> Result<T, W
     let locked = held.try_lock().ok_or(Why::Locked)?;
     let vnode = locked.vnode();
     // The same addresses may be another filesystem's file by now.
-    if vnode.is_doomed() || !identity.is_of(vnode) || !vnode_if::is_ffs(vnode) {
+    if vnode.is_doomed() || !identity.is_of(vnode) {
         return Err(Why::Gone);
     }
     let object = vnode.object().ok_or(Why::Gone)?;
     let device = vnode.device().map_err(|_| Why::Gone)?;
-    let place = Place::new(vnode, object, device);
+    let place = Place::new(vnode, object, device).ok_or(Why::Gone)?;
     if !place.is_served() || place.geometry.small_blocks() {
         return Err(Why::Gone);
     }
@@ -97,12 +96,13 @@ fn walk(place: &Place<'_>, window: &Window, outcome: &mut Outcome) -> Result<(),
         }
         let position = outcome.to.saturating_mul(PAGE);
         let far = outcome.to..end.max(reach.min(file.pages));
-        let missing = deferred::missing(place.vnode, place.lbn(outcome.to));
-        let guess =
-            missing.as_ref().and_then(|map| Guess::begin(place, map, far, tag, in_flight, profile));
+        let missing = place.fs.missing_map(place.vnode, place.lbn(outcome.to));
+        let speculative = missing
+            .as_ref()
+            .and_then(|map| SpeculativeRead::begin(place, map, far, tag, in_flight, profile));
         let step = place.step(position, end.saturating_mul(PAGE)).map_err(|_| Why::NoMap)?;
-        if let Some(guess) = guess {
-            let (to, new) = guess.judge(place);
+        if let Some(read) = speculative {
+            let (to, new) = read.judge(place);
             outcome.new = outcome.new.saturating_add(new);
             if to > outcome.to {
                 outcome.to = to;
@@ -129,9 +129,7 @@ fn walk(place: &Place<'_>, window: &Window, outcome: &mut Outcome) -> Result<(),
 /// Bring the block map of a page that will be needed soon into memory.
 fn bring(place: &Place<'_>, page: u64) {
     let lbn = place.lbn(page.min(place.file.pages.saturating_sub(1)));
-    let path = place.vnode.pointers().and_then(|p| Path::new(lbn, p.per_block));
-    let missing = |path: Path| path.stages().iter().any(|s| !place.vnode.in_memory(s.lbn));
-    if path.is_some_and(missing) {
+    if place.fs.must_read_map(place.vnode, lbn) {
         stats::MAPS_AHEAD.add(1);
         // What it says is asked for again when it is needed.
         let _ = place.vnode.bmap(lbn);

@@ -178,8 +178,8 @@ mutations! {
         "self.call(outcome);" => "self.call(outcome); self.call(outcome);";
     iodone_never: "bogus-inside", "src/kpi/getpages.rs",
         "self.call(outcome);" => "let _ = outcome;";
-    iodone_and_the_original_too: "large-sector", "src/vop.rs",
-        "vop.reply.pass_on();" => "drop(vop.reply);";
+    iodone_and_the_original_too: "large-sector", "src/kpi/vnode_if.rs",
+        "call.reply.pass_on();" => "drop(call.reply);";
     iodone_without_the_last_page: "last-partly-valid", "src/kpi/getpages.rs",
         "pages, count: reply.count };" => "pages, count: reply.count - 1 };";
     ahead_page_left_busy: "behind-and-ahead", "src/kpi/vm_page.rs",
@@ -238,7 +238,7 @@ mutations! {
         "pub static ENABLED: AtomicBool = AtomicBool::new(true);" =>
         "pub static ENABLED: AtomicBool = AtomicBool::new(false);";
     original_not_restored: "sync", "src/vop.rs",
-        "put_back(Slot::Async, async_entry())?;" => "";
+        "put_back(Slot::Async)?;" => "";
     unload_with_a_buf_in_flight: "unload-under-load", "src/vop.rs",
         "drain::outlast(\"bufs\", || stats::IN_FLIGHT.now() as u64)?;" => "";
     refused_unload_leaves_it_off: "replaced-since", "src/vop.rs",
@@ -273,12 +273,12 @@ mutations! {
     promise_not_kept: "map", "src/vop.rs",
         "let promised = PROMISED.forget();" => "let promised = PROMISED.forget() && false;";
     map_waited_for: "map", "src/vop.rs",
-        "&& proc::in_sendfile()" => "&& false";
-    wrong_pointer: "map", "src/pager/blockmap.rs",
+        "|| !proc::in_sendfile()" => "|| proc::in_sendfile()";
+    wrong_pointer: "map", "src/fs/ffs/blockmap.rs",
         "let index = rest.checked_div(below)?;" => "let index = rest.checked_div(below)? / 2 * 2;";
-    pointer_to_another_level: "map-holes", "src/pager/deferred.rs",
-        "table.pointer(stage.index)" => "table.pointer(stage.index ^ 1)";
-    hole_in_the_map_read: "map-holes", "src/pager/blockmap.rs",
+    pointer_to_another_level: "map-holes", "src/fs/ffs/mod.rs",
+        "pointer(stage.index)" => "pointer(stage.index ^ 1)";
+    hole_in_the_map_read: "map-holes", "src/fs/ffs/blockmap.rs",
         "sane.then_some((blkno > 0).then_some(blkno))" => "sane.then_some(Some(blkno.max(1)))";
     neighbour_s_block_zeroed: "small-blocks", "src/pager/complete.rs",
         "if small { u64::MAX } else" => "if small && part.bytes() == 0 { u64::MAX } else";
@@ -337,12 +337,12 @@ mutations! {
         "if missing.is_some() && !patient {" => "if missing.is_some() && !patient && in_flight == 0 {";
     right_and_waited_for: "guess-late", "src/readahead/speculative.rs",
         "if let Some(back) = buf.leave() {" => "if let Some(back) = Some(buf.wait()) {";
-    accepted_and_left: "guess", "src/kpi/buf.rs",
-        "(before == BACK).then(|| Pbuf(this.0, PhantomData))" => "(before > WANTED).then(|| Pbuf(this.0, PhantomData))";
-    rejected_in_flight: "guess-wrong", "src/kpi/buf.rs",
-        "swap(WANTED, Ordering::AcqRel) != BACK" => "swap(WANTED, Ordering::AcqRel) > WANTED";
-    back_before_it_is_judged: "guess", "src/kpi/buf.rs",
-        "LEFT => C::completed(" => "LEFT | SENT => C::completed(";
+    accepted_and_left: "guess", "src/kpi/sync.rs",
+        "self.0.swap(LEFT, Ordering::AcqRel) == BACK" => "self.0.swap(LEFT, Ordering::AcqRel) > WANTED";
+    rejected_in_flight: "guess-wrong", "src/kpi/sync.rs",
+        "self.0.swap(WANTED, Ordering::AcqRel) == BACK" => "self.0.swap(WANTED, Ordering::AcqRel) <= WANTED";
+    back_before_it_is_judged: "guess", "src/kpi/sync.rs",
+        "            LEFT => Back::Left," => "            LEFT | SENT => Back::Left,";
     guess_tried_again_at_once: "guess-wrong", "src/readahead/speculative.rs",
         "(false, _) => 0," => "(false, _) => 3,";
     guess_never_tried_again: "guess-luck", "src/readahead/speculative.rs",
@@ -354,11 +354,11 @@ mutations! {
     guess_failure_printed: "guess-barred", "src/pager/complete.rs",
         "Some(_) => {}" => "Some(_) => log(buf, Errno::EIO),";
     guess_behind_the_end: "guess-end", "src/readahead/speculative.rs",
-        "> place.vnode.fs_blocks()" => "> i64::MAX - 1";
+        "> place.fs.blocks(place.vnode)" => "> i64::MAX - 1";
     guess_waits_for_the_map: "guess", "src/readahead/speculative.rs",
-        "if !place.vnode.read_block(stage.lbn, map) {" => "if place.vnode.bmap(place.lbn(guess.pages.start)).is_err() {";
+        "if !place.vnode.read_block(map.lbn, map.blkno) {" => "if place.vnode.bmap(place.lbn(guess.pages.start)).is_err() {";
     guess_switched_off_tried: "guess-off", "src/readahead/speculative.rs",
-        "bufs > 0 && ENABLED.load(Ordering::Relaxed)" => "bufs > 0";
+        "            && ENABLED.load(Ordering::Relaxed)\n" => "";
     map_buffer_keeps_its_owner: "guess", "sys-headers/shim.c",
         "vfs_busy_pages(bp, 0);\n\tBUF_KERNPROC(bp);" => "vfs_busy_pages(bp, 0);";
     map_of_an_untrusted_mount: "map-untrusted", "sys-headers/shim.c",
@@ -373,7 +373,7 @@ mutations! {
         "const BUDGET: u32 = 256;" => "const BUDGET: u32 = 1 << 30;";
     streams_starved: "stream-many", "src/readahead/mod.rs",
         "HAND.store(stopped.unwrap_or(0) as u32, Ordering::Relaxed);" => "HAND.store(0 * stopped.unwrap_or(0) as u32, Ordering::Relaxed);";
-    hung_disk_has_all_threads: "stream-hung", "src/readahead/mod.rs",
+    hung_disk_has_all_threads: "stream-hung", "src/fair.rs",
         "at(device) < at(0)" => "at(device) < at(0) + THREADS";
     unload_waits_for_a_hung_disk: "guess-hung", "src/readahead/mod.rs",
         "    STOPPED.store(true, Ordering::SeqCst);\n    TIMER.drain();" => "    STOPPED.store(true, Ordering::SeqCst);\n    drain();";
@@ -392,7 +392,7 @@ mutations! {
     streams_leaked: "sync", "src/readahead/mod.rs",
         "    SETS.destroy(|set| set.slots.destroy());" => "";
     bmap_not_restored: "sync", "src/vop.rs",
-        "put_back(Slot::Bmap, bmap_entry())?;" => "";
+        "put_back(Slot::Bmap)?;" => "";
     vnode_not_let_go: "stream", "src/kpi/vnode.rs",
         "unsafe { sys::vdrop(self.0.as_ptr()) };" => "";
     vnode_left_locked: "stream", "src/kpi/vnode.rs",
@@ -412,13 +412,13 @@ mutations! {
     loaded_bufs_kept_while_waiting: "bufs-none", "src/pager/submit.rs",
         "                    bufs::send(buf);" => "                    core::mem::forget(buf);";
     truncated_and_sent: "map-truncated", "src/pager/complete.rs",
-        "if request.is_deferred() {" => "if false {";
+        "if request.was_unlocked() {" => "if false {";
     truncated_and_aborted: "map-truncated", "src/pager/complete.rs",
         "if size <= start { Ok(()) } else { outcome }" => "outcome";
     overlong_call_passed_on: "use-buf-pager-off", "src/pager/request.rs",
         "return Err(failed(vop, PagerError::Fail, Errno::EINVAL));\n    }\n    if !place" => "return Err(Answer::Original(vop));\n    }\n    if !place";
     idle_class_overtaken: "unload-idle-entering", "src/drain.rs",
-        "    outlast_pass()?;\n    outlast_idle_class()" => "    outlast_pass()";
+        "outlast_idle_class([before, IdleClass::awake()])" => "drop(before); Ok(())";
     entering_not_waited_for: "unload-idle-entering", "src/vop.rs",
         "drain::outlast_threads()?;" => "";
     leaving_not_waited_for: "unload-idle-leaving", "src/vop.rs",
@@ -491,4 +491,16 @@ unchecked! {
         "vnode::ffs_mismatch()" => "vnode::ffs_mismatch().filter(|_| false)";
     lock_named_like_one_of_another_kind: "sync", "sys-headers/shim.c",
         "BUF_LOCKINIT(bp, \"asyncpager buf\");" => "BUF_LOCKINIT(bp, \"asyncpager\");";
+    hung_disk_has_all_bufs: "bufs-hung", "src/pager/bufs.rs",
+        "free > requests || free > 0 && requests == 0" => "free > 0 || requests > free";
+    retry_and_the_old_size: "retry-truncated", "src/pager/complete.rs",
+        "part.request().inspect(|request| request.value().unlocked());" => "let _ = &part;";
+    thread_that_is_not_finished_locked: "unload-idle-runs", "sys-headers/shim.c",
+        "if (p->p_state != PRS_NORMAL) {" => "if (p == NULL) {";
+    guess_below_geli: "guess-verified", "sys-headers/shim.c",
+        "strcmp(pp->geom->class->name, \"ELI\") == 0" => "pp->geom->class == NULL";
+    waiting_thread_not_woken: "bufs-none", "src/kpi/buf/pool.rs",
+        "            self.available.signal();" => "";
+    next_waiting_thread_not_asked: "bufs-hung", "src/kpi/buf/pool.rs",
+        "        self.ask_next(&mut free);\n        drop(free);\n        Pbuf::new(bp, context)\n" => "        drop(free);\n        Pbuf::new(bp, context)\n";
 }

@@ -7,11 +7,11 @@ use core::{
     marker::PhantomData,
     mem::{self, ManuallyDrop, MaybeUninit},
     ptr::{self, NonNull},
-    sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering},
+    sync::atomic::{AtomicPtr, AtomicUsize, Ordering},
 };
 
 use super::{Pbuf, max_pages};
-use crate::kpi::{condvar::Condvar, errno::Errno, mutex::Mutex, sys};
+use crate::kpi::{condvar::Condvar, errno::Errno, mutex::Mutex, sync::Handover, sys};
 
 /// What lies behind a buf and its pages in memory.
 ///
@@ -22,7 +22,7 @@ use crate::kpi::{condvar::Condvar, errno::Errno, mutex::Mutex, sys};
 /// is in. `claim` may be used by anybody who knows that the buf is out.
 #[repr(C)]
 pub(super) struct Tail<C: 'static> {
-    pub(super) claim: AtomicU8,
+    pub(super) claim: Handover,
     pub(super) pool: &'static Pool<C>,
     next: *mut sys::buf,
     pub(super) context: UnsafeCell<MaybeUninit<C>>,
@@ -43,8 +43,8 @@ pub(super) unsafe fn tail<C>(bp: NonNull<sys::buf>) -> NonNull<Tail<C>> {
 /// The bufs are the module's own and not those of `pbuf_zone`: that zone's keg
 /// is filled at boot for the pagers that exist then, and a buf taken from it may
 /// be the one that the swap pager needs to free memory. No allocation fails
-/// while a buf is free, and a waiting thread is woken by the very buf that comes
-/// back; a limited uma(9) zone keeps up to half of its items in other CPUs' caches.
+/// while a buf is free, and a buf that comes back wakes a thread that waits; a
+/// limited uma(9) zone keeps up to half of its items in other CPUs' caches.
 ///
 /// # Invariants
 ///
@@ -58,11 +58,21 @@ pub struct Pool<C: 'static> {
     context: PhantomData<fn() -> C>,
 }
 
-/// The bufs that are in the pool.
+/// The bufs that are in the pool, and the threads that wait for one.
 struct Free {
     first: *mut sys::buf,
-    count: usize,
-    waiting: usize,
+    room: Room,
+    /// Threads that are still to be asked whether they may have what has come back.
+    to_ask: usize,
+}
+
+/// What there is of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bufs that are free.
+    pub free: usize,
+    /// Threads that wait for one.
+    pub waiting: usize,
 }
 
 // SAFETY: bufs in the pool, which are not tied to a thread.
@@ -80,7 +90,11 @@ impl<C> Pool<C> {
         Self {
             memory: AtomicPtr::new(ptr::null_mut()),
             len: AtomicUsize::new(0),
-            free: Mutex::new(Free { first: ptr::null_mut(), count: 0, waiting: 0 }),
+            free: Mutex::new(Free {
+                first: ptr::null_mut(),
+                room: Room { free: 0, waiting: 0 },
+                to_ask: 0,
+            }),
             available: Condvar::new(),
             context: PhantomData,
         }
@@ -112,7 +126,7 @@ impl<C> Pool<C> {
                 let bp: *mut sys::buf = memory.add(i * stride).cast();
                 let tail: *mut Tail<C> = memory.add(i * stride + offset).cast();
                 tail.write(Tail {
-                    claim: AtomicU8::new(0),
+                    claim: Handover::new(),
                     pool: self,
                     next: ptr::null_mut(),
                     context: UnsafeCell::new(MaybeUninit::uninit()),
@@ -142,7 +156,7 @@ impl<C> Pool<C> {
             unsafe { sys::shim_buf_fini(memory.add(i * stride).cast()) };
         }
         let mut free = self.free.lock();
-        (free.first, free.count) = (ptr::null_mut(), 0);
+        (free.first, free.room.free) = (ptr::null_mut(), 0);
         drop(free);
         self.available.destroy();
         self.free.destroy();
@@ -156,8 +170,8 @@ impl<C> Pool<C> {
     }
 
     /// How many bufs are free. A hint.
-    pub fn free(&self) -> usize {
-        self.free.lock().count
+    pub fn room(&self) -> Room {
+        self.free.lock().room
     }
 
     /// Whether there is no buf at all.
@@ -165,11 +179,11 @@ impl<C> Pool<C> {
         self.len() == 0
     }
 
-    /// A buf with `context`, if more than `floor` bufs are free; else the
-    /// context comes back. Never sleeps.
-    pub fn alloc(&self, floor: usize, context: C) -> Result<Pbuf<C>, C> {
+    /// A buf with `context`, if one is free and `admit` agrees; else the context
+    /// comes back. Never sleeps.
+    pub fn alloc(&self, admit: impl Fn(Room) -> bool, context: C) -> Result<Pbuf<C>, C> {
         let mut free = self.free.lock();
-        match self.take(&mut free, floor) {
+        match Self::take(&mut free, &admit) {
             Some(bp) => {
                 drop(free);
                 Ok(Pbuf::new(bp, context))
@@ -178,43 +192,54 @@ impl<C> Pool<C> {
         }
     }
 
-    /// A buf with `context`, as soon as more than `floor` bufs are free. Sleeps
-    /// until then; the caller owns no buf that it has not sent.
-    pub fn wait(&self, floor: usize, context: C) -> Pbuf<C> {
+    /// A buf with `context`, as soon as one is free and `admit` agrees, which is
+    /// asked again with each buf that comes back. Sleeps until then; the caller
+    /// owns no buf that it has not sent.
+    pub fn wait(&self, admit: impl Fn(Room) -> bool, context: C) -> Pbuf<C> {
         let mut free = self.free.lock();
         let bp = loop {
-            if let Some(bp) = self.take(&mut free, floor) {
+            if let Some(bp) = Self::take(&mut free, &admit) {
                 break bp;
             }
-            free.waiting += 1;
+            self.ask_next(&mut free);
+            free.room.waiting += 1;
             free = self.available.wait(free);
-            free.waiting = free.waiting.saturating_sub(1);
+            free.room.waiting = free.room.waiting.saturating_sub(1);
         };
+        self.ask_next(&mut free);
         drop(free);
         Pbuf::new(bp, context)
     }
 
-    fn take(&self, free: &mut Free, floor: usize) -> Option<NonNull<sys::buf>> {
-        let bp = NonNull::new(free.first).filter(|_| free.count > floor)?;
+    fn take(free: &mut Free, admit: &impl Fn(Room) -> bool) -> Option<NonNull<sys::buf>> {
+        let bp = NonNull::new(free.first).filter(|_| admit(free.room))?;
         // SAFETY: a buf of the pool by the invariant.
         free.first = unsafe { (*tail::<C>(bp).as_ptr()).next };
-        free.count -= 1;
+        free.room.free = free.room.free.saturating_sub(1);
         Some(bp)
     }
 
-    /// Put a buf into the pool, for the first thread that waits for one.
+    /// Wake the next of the threads that wait, if there are bufs for it. One after
+    /// the other is asked, each by the one before it: the completion thread, which
+    /// brings the buf, wakes the first only.
+    fn ask_next(&self, free: &mut Free) {
+        if free.to_ask > 0 && free.room.waiting > 0 && free.room.free > 0 {
+            free.to_ask -= 1;
+            self.available.signal();
+        }
+    }
+
+    /// Put a buf into the pool.
     pub(super) fn put(&self, bp: *mut sys::buf) {
         let mut free = self.free.lock();
         if let Some(bp) = NonNull::new(bp) {
             // SAFETY: a buf of the pool that nobody owns any more.
             unsafe { (*tail::<C>(bp).as_ptr()).next = free.first };
             free.first = bp.as_ptr();
-            free.count += 1;
+            free.room.free += 1;
         }
-        if free.waiting > 0 {
-            // Not all that wait have the same floor.
-            self.available.broadcast();
-        }
+        free.to_ask = free.room.waiting;
+        self.ask_next(&mut free);
     }
 }
 
@@ -226,6 +251,7 @@ impl<C> Pool<C> {
 pub struct Fifo<C: 'static> {
     first: Option<NonNull<sys::buf>>,
     last: Option<NonNull<sys::buf>>,
+    len: usize,
     context: PhantomData<C>,
 }
 
@@ -241,7 +267,12 @@ impl<C> Default for Fifo<C> {
 impl<C> Fifo<C> {
     /// Nothing waits.
     pub const fn new() -> Self {
-        Self { first: None, last: None, context: PhantomData }
+        Self { first: None, last: None, len: 0, context: PhantomData }
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.len
     }
 
     /// Whether nothing waits.
@@ -261,6 +292,7 @@ impl<C> Fifo<C> {
             }
         }
         self.last = Some(bp);
+        self.len += 1;
     }
 
     /// Take the first buf off.
@@ -271,6 +303,7 @@ impl<C> Fifo<C> {
         if self.first.is_none() {
             self.last = None;
         }
+        self.len = self.len.saturating_sub(1);
         Some(Pbuf(bp, PhantomData))
     }
 }

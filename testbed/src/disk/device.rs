@@ -20,7 +20,7 @@ use crate::{
         rules::{record, rule, violation},
         sleep::{no_lock, run_as, waits},
     },
-    disk::{behaviour::Behaviour, request, written::Written},
+    disk::{behaviour::Behaviour, geom, request, written::Written},
     host::{low_memory, schedule, thread::Context},
     kernel::proc,
 };
@@ -117,6 +117,7 @@ impl Disk {
             (*ops).bop_strategy = Some(strategy);
             (*bufobj).bo_ops = ops;
             (*bufobj).bo_bsize = sector;
+            (*bufobj).bo_private = geom::consumer().cast();
         }
         let disk = Arc::new(Self {
             bufobj,
@@ -141,6 +142,12 @@ impl Disk {
         });
         *PUMPED.lock().unwrap() = (!threaded).then(|| disk.clone());
         (disk, thread)
+    }
+
+    /// Makes the provider two below the filesystem one of this class.
+    pub fn set_class(&self, name: &'static std::ffi::CStr) {
+        // SAFETY: a live bufobj, and the consumer that `new` has made.
+        unsafe { geom::set_class((*self.bufobj).bo_private.cast(), name) };
     }
 
     /// Change how the disk behaves from the next buf on.

@@ -4,6 +4,7 @@
 
 pub mod behaviour;
 pub mod device;
+pub mod geom;
 pub mod indirect;
 pub mod request;
 pub mod ufs;

@@ -152,12 +152,32 @@ pub fn as_user<T>(uid: u32, f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// `allproc`: a list of the one process.
+/// A process that fork(2) has listed and not finished: its thread has no td_lock yet,
+/// whatever its class.
+fn newborn() -> *mut sys::proc_ {
+    let process: *mut sys::proc_ = low_memory::zeroed();
+    let thread: *mut sys::thread = low_memory::zeroed();
+    // SAFETY: fresh memory.
+    unsafe {
+        (*process).p_pid = 78;
+        (*process).p_state = sys::PRS_NEW;
+        mutex::own_mutex(&raw mut (*process).p_mtx, "process lock");
+        (*thread).td_proc = process;
+        (*thread).td_pri_class = sys::PRI_IDLE as u8;
+        (*process).p_threads.tqh_first = thread;
+    }
+    process
+}
+
+/// `allproc`: a list of an unfinished process and the one with all threads.
 pub fn allproc() -> *mut u8 {
     static PLACE: LazyLock<usize> = LazyLock::new(|| {
         let head: *mut *mut sys::proc_ = low_memory::zeroed();
         // SAFETY: fresh memory.
-        unsafe { *head = process() };
+        unsafe {
+            *head = newborn();
+            (**head).p_list.le_next = process();
+        }
         head as usize
     });
     *PLACE as *mut u8

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! sx(9): `allproc_lock`, and no other.
+//! sx(9): `allproc_lock`, and the topology lock of GEOM.
 
 use std::{
     ffi::{c_char, c_int, c_void},
@@ -19,6 +19,23 @@ use crate::{
 
 /// How often a thread has looked through the list of threads, to the end.
 pub static LISTED: AtomicU32 = AtomicU32::new(0);
+
+/// `sx_try_xlock_`: GEOM's topology lock, the only one that is tried.
+pub extern "C" fn sx_try_xlock(sx: *mut c_void, file: *const c_char, line: c_int) -> c_int {
+    static CLASS: LazyLock<Class> = LazyLock::new(|| witness::class("GEOM topology", "sx"));
+    let (address, class) = (sx as usize, *CLASS);
+    let topology = Lock { address, class, sleepable: true, recursable: false, dup_ok: false };
+    let got = lock::try_lock(address, true);
+    if got {
+        witness::acquired(topology, true, Place::new("sx_try_xlock", file, line));
+    }
+    c_int::from(got)
+}
+
+/// `_sx_xunlock`.
+pub extern "C" fn sx_xunlock(sx: *mut c_void, _: *const c_char, _: c_int) {
+    lock::release("sx_xunlock", sx as usize, true);
+}
 
 /// `_sx_slock`.
 pub extern "C" fn sx_slock(sx: *mut c_void, _: c_int, file: *const c_char, line: c_int) -> c_int {

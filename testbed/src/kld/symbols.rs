@@ -46,6 +46,7 @@ pub fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "_rw_wunlock_cookie" => rwlock::rw_wunlock,
         "_sx_slock" => sx::sx_slock,
         "_sx_sunlock" => sx::sx_sunlock,
+        "_sx_xunlock" => sx::sx_xunlock,
         "_vn_lock" => vnode::vn_lock,
         "bdone" => buf::bdone,
         "binuptime" => clock::binuptime,
@@ -58,9 +59,9 @@ pub fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "counter_u64_free" => counter::counter_u64_free,
         "crfree" => ucred::crfree,
         "crhold" => ucred::crhold,
-        "cv_broadcastpri" => condvar::cv_broadcast,
         "cv_destroy" => condvar::cv_destroy,
         "cv_init" => condvar::cv_init,
+        "cv_signal" => condvar::cv_signal,
         "critical_enter_KBI" => sched::critical_enter,
         "critical_exit_KBI" => sched::critical_exit,
         "eventratecheck" => systm::eventratecheck,
@@ -94,6 +95,7 @@ pub fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
         "sched_unbind" => sched::sched_unbind,
         "strcmp" => libc::strcmp,
         "strlcpy" => systm::strlcpy,
+        "sx_try_xlock_" => sx::sx_try_xlock,
         "sysctl_add_oid" => sysctl::sysctl_add_oid,
         "sysctl_ctx_free" => sysctl::sysctl_ctx_free,
         "sysctl_ctx_init" => sysctl::sysctl_ctx_init,
@@ -146,6 +148,7 @@ pub fn symbols(options: &Options) -> HashMap<&'static str, Symbol> {
     data("ffs_vnodeops1", one.cast());
     data("ffs_vnodeops2", two.cast());
     data("sysctl___vfs", sysctl::vfs().cast());
+    data("topology_lock", low_memory::zeroed::<[u64; 16]>().cast());
     for (name, value) in [
         ("maxphys", buf::MAXPHYS as u64),
         ("bogus_page", resident::Page::bogus().0 as u64),

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{
     consumers::sendfile::{self, Sending},
-    disk::behaviour::Behaviour,
+    disk::behaviour::{Behaviour, Latency},
     ffs::file::File,
     kernel::{
         buf, proc,
@@ -38,11 +38,14 @@ pub const ALL: &[(&str, Run)] = &[
     ("promise-not-kept", promise_not_kept),
     ("map-truncated", map_truncated),
     ("use-buf-pager-off", use_buf_pager_off),
+    ("bufs-hung", bufs_hung),
+    ("retry-truncated", retry_truncated),
 ];
 
-/// Bufs that the module has here, and how many of them requests may have.
+/// Bufs of the module here, and how many of them requests to one device may have: half
+/// of those that are not reserved.
 const BUFS: usize = 16;
-const REQUESTS: usize = BUFS - BUFS / 8;
+const REQUESTS: usize = (BUFS - BUFS / 8) / 2;
 
 /// Load the module anew with so few bufs.
 fn few_bufs(fixture: &mut Fixture, ko: &Path) -> Result<()> {
@@ -199,7 +202,7 @@ fn bufs_readahead(fixture: &mut Fixture, ko: &Path) -> Result<()> {
         .context("the disk does not read")?;
     hang(fixture);
     let all: Vec<_> = streams.iter().filter_map(|f| Sending::begin(f, 0, 16 * P, 100)).collect();
-    let saturated = || ahead("not_buf") > 0 || ahead("bufs") >= BUFS as u64 / 2;
+    let saturated = || ahead("not_buf") > 0;
     wait_until("read-ahead has all bufs that it may have", saturated)?;
     let out = buf::out();
     ensure!(out <= BUFS / 2 + 2 * all.len(), "{out} bufs are in flight");
@@ -245,7 +248,7 @@ fn bufs_map_starved(fixture: &mut Fixture, ko: &Path) -> Result<()> {
         wait_until("the request has the last bufs, and waits", || {
             buf::out() == BUFS && counter("waited_buf") > waits
         })?;
-        ensure!(!sending.is_over(), "30 runs were read with 2 bufs");
+        ensure!(!sending.is_over(), "30 runs were read with a few bufs");
         fixture.disk.behave(Behaviour::default());
         wait_until("all is over", || {
             fixture.disk.complete_now();
@@ -340,5 +343,70 @@ fn use_buf_pager_off(fixture: &mut Fixture, ko: &Path) -> Result<()> {
     let outcome = sendfile::getpages_async(&file, &pages, 0, 0);
     ensure!(outcome.error == libc::EINVAL, "{outcome:?}");
     pages.iter().for_each(|page| resident::unwire(*page, true));
+    Ok(())
+}
+
+/// Requests to one disk find bufs, however many requests wait for another disk that
+/// does not answer.
+fn bufs_hung(fixture: &mut Fixture, ko: &Path) -> Result<()> {
+    few_bufs(fixture, ko)?;
+    let mut other = fixture.other_disk(fixture.disk.image().len(), 7);
+    let map: Vec<_> = (0..12).map(|i| Some(20 + i)).collect();
+    let (mine, quick) =
+        (fixture.synthetic(BLOCK, &map, 12 * BLOCK, true), other.file(BLOCK, &map, 12 * BLOCK));
+    hang(fixture);
+    std::thread::scope(|scope| -> Result<()> {
+        let hung: Vec<_> = (0..BUFS as u64 + 4)
+            .map(|i| {
+                let mine = &mine;
+                scope.spawn(move || {
+                    proc::attach();
+                    Sending::begin(mine, 2 * i * P, P, 0)
+                })
+            })
+            .collect();
+        wait_until("some of them wait", || counter("waited_buf") > 0)?;
+        let waits = counter("waited_buf");
+        for i in 0..12 {
+            send(fixture, &quick, i * BLOCK, BLOCK, 0)?;
+        }
+        let begun = hung.iter().filter(|hung| hung.is_finished()).count();
+        fixture.disk.behave(Behaviour::default());
+        wait_until("all have begun", || {
+            fixture.disk.complete_now();
+            hung.iter().all(|hung| hung.is_finished())
+        })?;
+        for (i, hung) in (0..).zip(hung) {
+            let sending = hung.join().map_err(|_| anyhow!("a sender panicked"))?;
+            finish(fixture, &mine, sending.context("the file is gone")?, 2 * i * P, P)?;
+        }
+        ensure!(begun < BUFS, "{begun} requests have bufs for a disk that hangs, {waits} wait");
+        Ok(())
+    })
+}
+
+/// A file is truncated between a failed read and its retry, and its blocks belong to
+/// another file at once.
+fn retry_truncated(fixture: &mut Fixture, _: &Path) -> Result<()> {
+    let map: Vec<_> = (0..8).map(|b| Some(10 + b)).collect();
+    let file = fixture.synthetic(BLOCK, &map, 8 * BLOCK, true);
+    let (first, ahead) = (10 * BLOCK + 8 * P, 10 * BLOCK + 20 * P);
+    let bad = vec![(ahead..ahead + 512, libc::EIO)];
+    let latency: Latency = Duration::from_secs(600).into();
+    fixture.disk.behave(Behaviour { latency, bad, ..Behaviour::default() });
+    let sending = Sending::begin(&file, 8 * P, 4 * P, 16).context("the file is gone")?;
+    fixture.disk.complete_now();
+    wait_until("it is read again", || counter("retries") == 1 && fixture.disk.waiting() == 1)?;
+    file.free_blocks();
+    (0..4 * P / 512).for_each(|i| fixture.disk.write(first + i * 512, &[0x77; 512]));
+    fixture.disk.behave(Behaviour::default());
+    wait_until("it is over", || {
+        fixture.disk.complete_now();
+        sending.is_over()
+    })?;
+    let mut got = Vec::new();
+    let sent = sending.finish(true, |bytes| got.extend_from_slice(bytes));
+    ensure!(sent == Ok(()), "{sent:?}");
+    ensure!(got.iter().all(|byte| *byte == 0), "another file's bytes are sent");
     Ok(())
 }

@@ -30,6 +30,7 @@ pub const ALL: &[(&str, Run)] = &[
     ("guess-error", guess_error),
     ("guess-barred", guess_barred),
     ("guess-hung", guess_hung),
+    ("guess-verified", guess_verified),
     ("guess-end", guess_end),
     ("guess-off", guess_off),
 ];
@@ -213,6 +214,22 @@ fn guess_barred(fixture: &mut Fixture, _: &Path) -> Result<()> {
     }
     let said = systm::messages().split_off(said);
     ensure!(said.is_empty(), "a message about a speculative read: {said:?}");
+    Ok(())
+}
+
+/// Nothing is read speculatively through a provider that verifies its data: a sector
+/// that was never written is an error there, and a message on the console.
+fn guess_verified(fixture: &mut Fixture, _: &Path) -> Result<()> {
+    slow(fixture, 5)?;
+    for (generation, class, tried) in [(3, c"ELI", false), (4, c"MIRROR", true), (5, c"ELI", false)]
+    {
+        fixture.disk.set_class(class);
+        let guessed = ahead("guessed");
+        let file = straight(fixture);
+        mount_anew(&file, generation);
+        begin(fixture, &file)?;
+        ensure!((ahead("guessed") > guessed) == tried, "{class:?}: {:?}", sysctl::counters());
+    }
     Ok(())
 }
 

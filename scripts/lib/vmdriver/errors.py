@@ -3,36 +3,36 @@
 
 
 class Failure(Exception):
-    """Something in the VM went wrong that is not a test."""
+    """The VM failed."""
 
     code = 1
 
 
 class Trouble(Failure):
-    """The kernel panicked or complained about its locks."""
+    """The kernel panicked or reported a lock order reversal or a similar error."""
 
     code = 2
 
 
 class Timeout(Failure):
-    """It took longer than it may."""
+    """A timeout."""
 
     code = 3
 
 
 class Usage(Failure):
-    """Arguments that make no sense."""
+    """Bad arguments."""
 
     code = 64
 
 
 class NoInput(Failure):
-    """A file that is not there or is not what it should be."""
+    """A missing or unusable file."""
 
     code = 66
 
 
 class Unavailable(Failure):
-    """A program that is missing."""
+    """A missing program."""
 
     code = 69

@@ -14,7 +14,7 @@ SECTOR = 512
 
 
 def image_format(path):
-    """qcow2 or raw, by what is in the file."""
+    """qcow2 or raw, by the first bytes of the file."""
     try:
         with open(path, "rb") as file:
             magic = file.read(6)
@@ -25,7 +25,7 @@ def image_format(path):
     if magic[:2] == b"\x1f\x8b" or magic == lzma_magic():
         raise NoInput(f"{path} is compressed: unpack it first (unxz, gunzip)")
     if len(magic) < 6:
-        raise NoInput(f"{path} is too short for the image of a disk")
+        raise NoInput(f"{path} is too short for a disk image")
     return "raw"
 
 
@@ -35,7 +35,7 @@ def lzma_magic():
 
 
 def write_input(path, archive, job):
-    """The archive, unpacked to a plain tar, and the job, onto a new disk."""
+    """Write the archive, as plain tar, and the job onto a new disk."""
     try:
         with gzip.open(archive) as packed, tarfile.open(fileobj=packed, mode="r|") as source:
             with tarfile.open(path, "w") as target:
@@ -50,13 +50,13 @@ def write_input(path, archive, job):
 
 
 def sparse(path, size):
-    """A disk of so many bytes that takes no room."""
+    """Make a sparse disk of this many bytes."""
     with open(path, "ab") as file:
         file.truncate(size)
 
 
 def read_results(disk, directory):
-    """The regular files that the VM has written, into a new directory; their names."""
+    """Extract the regular files of the VM into a new directory. Returns their names."""
     directory = pathlib.Path(directory)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -74,8 +74,8 @@ def read_results(disk, directory):
                     shutil.copyfileobj(archive.extractfile(member), file)
                 names.append(str(name))
     except tarfile.TarError as error:
-        raise Failure(f"the VM's results cannot be read: {error}") from error
-    # Their directory at least is in it.
+        raise Failure(f"cannot read the VM's results: {error}") from error
+    # The archive has at least the entry of its directory.
     if members == 0:
         raise Failure("the VM has not written its results")
     return names

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Sends a file through sendfile(2) over loopback TCP; its bytes come out on standard output.
- * Exits with 0 when sendfile reached the end of the file, with 2 when it failed.
+ * Send a file by sendfile(2) over loopback TCP and write the received bytes to
+ * standard output.  Exits with 0 if sendfile(2) has reached the end of the file,
+ * with 2 if it has failed.
  */
 #include <sys/types.h>
 #include <sys/socket.h>
@@ -17,9 +18,9 @@ static void
 usage(void)
 {
 	errx(64, "usage: serve [-c] [-o offset] [-p piece] FILE\n"
-	    "  -c         do not leave the pages cached (SF_NOCACHE)\n"
-	    "  -o offset  begin there instead of at 0\n"
-	    "  -p piece   bytes for each sendfile call; 0, the default, is all that is left");
+	    "  -c         free the pages after sending (SF_NOCACHE)\n"
+	    "  -o offset  first byte to send (default 0)\n"
+	    "  -p piece   bytes of each sendfile call (default 0: the rest of the file)");
 }
 
 static long long
@@ -91,7 +92,7 @@ main(int argc, char **argv)
 			err(1, "write");
 	if (waitpid(pid, &status, 0) < 0)
 		err(1, "waitpid");
-	/* The kernel resets the connection when a read fails after sendfile has returned. */
+	/* If a read fails after sendfile has returned, the kernel resets the connection. */
 	if (n < 0 || !WIFEXITED(status))
 		errx(2, "the connection broke before the end of the file");
 	return (WEXITSTATUS(status));

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the VM is to do: a shell script that goes in beside the archive."""
+"""The job: a shell script that the VM runs beside the archive."""
 
 import shlex
 
@@ -39,7 +39,7 @@ cp tests/results.db tests/failures.txt "$results/"
 (exit "$code")
 """
 
-# sendbench puts its filesystem on the disk for tests unless told of another place.
+# sendbench uses the test disk unless the arguments name another place.
 BENCH_DEFAULT = ["compare", "--save", "result.json", "--report", "report.html"]
 BENCH = """kldload ./asyncpager.ko || exit 1
 cd "$results"

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Finds a kernel's cries for help among the lines of its console."""
+"""Finds panics and lock errors in the lines of a kernel's console."""
 
 import re
 
-# The kernel stops here; what follows is the backtrace. The kernel does not care
-# whether a program has left a line unfinished, so nothing but the debugger's
-# prompt is looked for at the beginning of one.
+# The kernel stops; the lines that follow are the backtrace. A kernel message may
+# follow the incomplete line of a program, so that only the debugger's prompt is
+# matched at the beginning of a line.
 FATAL = re.compile(r"\bpanic: |\bFatal (?:double fault|trap \d+)|\bKDB: enter: |^db> ")
-# The kernel goes on, and is wrong all the same.
+# Errors after which the kernel goes on.
 COMPLAINT = re.compile(
     r"\block order reversal:|\bacquiring (?:duplicate|blockable sleep) lock|"
     r"\bnon-sleepable locks held|\bSleeping on .* with the following|"
     r"\bis (?:not )?(?:exclusive |share )?locked but should|"
     r"\b(?:thread|process) .* (?:exiting|returning) with the following locks"
 )
-# Lines that belong to the complaint before them.
+# Lines that continue a complaint.
 GOES_ON = re.compile(
     r"^(?:\s|#\d|lock order .* (?:established|attempted)|KDB: stack|stack backtrace|"
     r"exclusive|shared|db_trace|--- )"
 )
 
-# Pairs of locks that FreeBSD itself takes in both orders, with no asyncpager in it:
+# Pairs of locks that FreeBSD itself takes in both orders, without asyncpager:
 KNOWN = [
     # dqrele() of quotaoff(8), and unmounting with soft updates (14.2).
     {"FFS Lock", "struct mount mtx"},
@@ -31,7 +31,7 @@ MOST_LINES = 200
 
 
 class Watcher:
-    """Fed with lines, it keeps those that matter."""
+    """Collects the lines of panics and complaints."""
 
     def __init__(self, allowed=None):
         self.allowed = re.compile(allowed) if allowed else None
@@ -40,7 +40,7 @@ class Watcher:
         self._open = None
 
     def feed(self, line):
-        """One line of the console."""
+        """Process one line of the console."""
         if self.fatal:
             if len(self.fatal) < MOST_LINES:
                 self.fatal.append(line)
@@ -60,7 +60,7 @@ class Watcher:
         return self._open is not None and GOES_ON.search(line) is not None
 
     def serious(self):
-        """The complaints that are neither known nor covered by --allow."""
+        """Complaints that neither KNOWN nor --allow covers."""
         return [lines for lines in self.complaints if not self._passed(lines)]
 
     def _passed(self, lines):
@@ -70,5 +70,5 @@ class Watcher:
         return bool(self.allowed) and any(self.allowed.search(line) for line in lines)
 
     def report(self):
-        """All lines that matter, or nothing when all is well."""
+        """All lines to report; empty if there are none."""
         return self.fatal + [line for lines in self.serious() for line in lines]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One life of a VM: boot, log in, do the job, take the results, power off."""
+"""A session: boot, log in, run the job, power off, extract the results."""
 
 import contextlib
 import os
@@ -19,16 +19,16 @@ from .errors import Failure, Trouble
 from .trouble import Watcher
 
 QUIET = 30
-# What the kernel says when tests make disks come, fail and go; it is in the log.
+# Messages about disks that the tests create, break and destroy. The log has them.
 NOISE = re.compile(r"^(?:g_vfs_done\(\)|GEOM_|asyncpager: .* failed, errno|Expensive callout)")
 LEAVE = b"\x1d"
 
-# What a console can ask on the way to a shell.
+# Prompts of the console before a shell.
 BOOT = {
     # The loader of an image writes to the screen, which SeaBIOS copies to the serial line.
     "menu": r"Autoboot in|Hit \[Enter\] to boot",
     "loader": r"^OK ?$",
-    # The line may end there for a moment: "Last login: Wed Nov 25".
+    # Not the beginning of "Last login: Wed Nov 25".
     "login": r"(?<!Last )login: $",
     "password": r"^Password:$",
     "single": r"Enter full pathname of shell or RETURN",
@@ -37,13 +37,13 @@ BOOT = {
 }
 
 
-# What the loader is told, a line at each prompt. The prompt after a change of
-# the console can be lost on the way.
+# Commands for the loader, one at each prompt. The prompt after a change of the
+# console may be lost.
 LOADER = ["set kern.hz=1000", "set boot_serial=YES", "set console=comconsole", "boot"]
 
 
 class Progress:
-    """What the user sees: lines of the job with the time, and a sign of life."""
+    """Prints the lines of the job with the time, and a line when nothing happens."""
 
     def __init__(self, quiet):
         self.begin = time.monotonic()
@@ -53,13 +53,13 @@ class Progress:
         self.shown = False
 
     def say(self, text):
-        """A line with the time since the beginning."""
+        """Print a line with the time since the start."""
         self.last = time.monotonic()
         if not self.quiet:
             print(f"[{int(self.last - self.begin):5d} s] {text}", flush=True)
 
     def line(self, line):
-        """A line of the console, shown while the job runs."""
+        """Print a line of the console if the job is running."""
         if line == jobs.BEGIN:
             self.shown = True
         elif line.startswith(jobs.END):
@@ -68,13 +68,13 @@ class Progress:
             self.say(line)
 
     def tick(self):
-        """Say so when nothing has been said for long."""
+        """Print a line if nothing was printed for QUIET seconds."""
         if time.monotonic() - self.last > QUIET:
             self.say(f"still {self.doing}")
 
 
 def run(options):
-    """Do what the options say; the exit code."""
+    """Run the session. Returns the exit code."""
     qemu = machine.find_qemu(options.qemu)
     accel = machine.accelerator(qemu) if options.accel == "auto" else options.accel
     log_path = pathlib.Path(options.log)
@@ -96,7 +96,7 @@ def run(options):
         stack.callback(end, process)
         deadline = time.monotonic() + options.timeout * 60
         console = Console(process, log, watcher, deadline, progress.line)
-        progress.say(f"QEMU with {accel}, the console goes to {log_path}")
+        progress.say(f"QEMU with {accel}, console log {log_path}")
         try:
             code = live(console, options, directory, progress)
         except Failure as failure:
@@ -107,7 +107,7 @@ def run(options):
 
 
 def end(process):
-    """No QEMU stays behind."""
+    """Kill QEMU."""
     process.kill()
     process.wait()
     process.stdin.close()
@@ -115,7 +115,7 @@ def end(process):
 
 
 def live(console, options, directory, progress):
-    """From power on to power off; the job's exit code."""
+    """Run from power on to power off. Returns the job's exit code."""
     progress.doing = "booting"
     boot(console, options, progress)
     progress.say("logged in")
@@ -129,7 +129,7 @@ def live(console, options, directory, progress):
     console.expect({"begin": f"^{re.escape(jobs.BEGIN)}$"}, 120, "unpacking the archive in the VM")
     progress.doing = f"running {options.command}"
     _, match = console.expect({"end": f"^{re.escape(jobs.END)}(\\d+)$"}, options.timeout * 60,
-                              f"the {options.command} in the VM", progress.tick)
+                              f"running the {options.command} in the VM", progress.tick)
     code = int(match[1])
     progress.say(f"the {options.command} ended with {code}")
     console.send("sync; poweroff\n")
@@ -142,13 +142,13 @@ def live(console, options, directory, progress):
 
 
 def end_of_life(console):
-    """A panic on the way down counts as well."""
+    """Raise on a panic during shutdown."""
     if console.watcher.fatal:
-        raise Trouble("the kernel stopped while it was shut down")
+        raise Trouble("the kernel panicked during shutdown")
 
 
 def boot(console, options, progress):
-    """Answer whatever the console asks until there is a shell of root."""
+    """Answer the prompts of the console until root has a shell."""
     seconds = options.boot_timeout * 60
     begin = time.monotonic()
     asked = set()
@@ -181,7 +181,7 @@ def boot(console, options, progress):
 
 
 def interactive(console):
-    """The terminal is the console until QEMU ends or ctrl-] is typed."""
+    """Connect the terminal to the console until QEMU ends or ctrl-] is typed."""
     if not sys.stdin.isatty():
         raise Failure("a shell needs a terminal: use `run COMMAND`")
     stdin, out = sys.stdin.fileno(), console.process.stdout.fileno()

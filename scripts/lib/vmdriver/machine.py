@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""QEMU: is it there, is KVM of use, and the command line."""
+"""Finds QEMU, chooses the accelerator, and makes the command line."""
 
 import pathlib
 import shutil
@@ -8,6 +8,8 @@ import tempfile
 
 from . import disks
 from .errors import NoInput, Unavailable
+
+PACKAGES = pathlib.Path(__file__).resolve().parents[1] / "packages"
 
 # A boot sector that ends QEMU: mov dx, 0xf4; mov al, 0; out dx, al; hlt.
 PROBE = bytes([0xBA, 0xF4, 0x00, 0xB0, 0x00, 0xEE, 0xF4]).ljust(510, b"\0") + b"\x55\xaa"
@@ -21,13 +23,22 @@ def find_qemu(program):
     """The path of QEMU."""
     path = shutil.which(program)
     if path is None:
-        raise Unavailable(f"no {program}: apt-get install qemu-system-x86, or say --qemu PROGRAM")
+        raise Unavailable(f"no {program}: install {package('qemu')}, or name another QEMU with --qemu")
     return path
 
 
+def package(program):
+    """The Debian package that scripts/lib/packages lists for a program."""
+    for line in PACKAGES.read_text().splitlines():
+        name, debian, *_ = (*line.split("|"), "", "")
+        if name.strip() == program:
+            return debian.strip()
+    return program
+
+
 def accelerator(qemu):
-    """kvm if a boot sector gets through it in reasonable time, else tcg. There
-    are machines with a /dev/kvm that is slower than no KVM."""
+    """kvm if a boot sector runs in it within PROBE_SECONDS, else tcg: on some machines
+    /dev/kvm exists but is slower than TCG."""
     if not pathlib.Path("/dev/kvm").exists():
         return "tcg"
     with tempfile.NamedTemporaryFile(prefix="asyncpager-vm-") as sector:
@@ -41,7 +52,7 @@ def accelerator(qemu):
                                   timeout=PROBE_SECONDS, check=False)
         except subprocess.TimeoutExpired:
             return "tcg"
-        # isa-debug-exit makes 1 of the byte 0.
+        # isa-debug-exit turns the byte 0 into exit code 1.
         return "kvm" if done.returncode == 1 and b"failed" not in done.stderr else "tcg"
 
 
@@ -65,7 +76,7 @@ def command(options, qemu, accel, directory):
         line += ["-kernel", options.kernel, "-append",
                  "boot_serial=YES console=comconsole kern.hz=1000 "
                  f"vfs.root.mountfrom={options.root}"]
-    # snapshot=on: writes go to an overlay that has no name and ends with QEMU.
+    # snapshot=on: writes go to an unnamed overlay, which ends with QEMU.
     drives = [f"file={escaped(root)},format={disks.image_format(root)},snapshot=on"]
     drives += [f"file={directory}/{name},format=raw,cache=unsafe"
                for name in ("input", "results", "scratch")]

@@ -7,7 +7,7 @@
 //! negative number: minus that of the first block it leads to, and one less
 //! for each level below it.
 
-use super::plan::Extent;
+use crate::kpi::vnode::Extent;
 
 /// Blocks whose places are in the inode.
 pub const DIRECT: u64 = 12;

@@ -10,23 +10,23 @@ import sys
 from . import session
 from .errors import Failure, Usage
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 DESCRIPTION = """\
-Runs FreeBSD in QEMU, with the archive of `make freebsd` in it and without a network.
+Runs FreeBSD in QEMU with the archive of `make freebsd`, without a network.
 
 commands:
   test [FILTER ...]     the kyua suite
-  bench [ARGUMENT ...]  sendbench with these arguments on the disk for tests, the
-                        module loaded; without any, all of it
-  run COMMAND           a shell command in the archive's directory; $results is
-                        a directory that comes out, $DISK a disk to use up
+  bench [ARGUMENT ...]  sendbench with these arguments on the test disk, with the
+                        module loaded; without arguments: all workloads
+  run COMMAND           a shell command in the archive's directory; the files in
+                        $results are copied out, $DISK is a disk to overwrite
   shell                 the console, until ctrl-] or poweroff
 """
 
 EPILOG = """\
-exit codes: 0 all is well; 1 tests failed or the VM did; 2 the kernel panicked or complained of its
-locks; 3 it took too long; 64 bad arguments; 66 a file is missing; 69 no QEMU.
+exit codes: 0 success; 1 a test or the VM failed; 2 the kernel panicked or reported a lock order
+reversal or a similar error; 3 timeout; 64 bad arguments; 66 a file is missing; 69 no QEMU.
 
 example: scripts/vm --image FreeBSD-14.2-RELEASE-amd64.qcow2 test
 """
@@ -59,6 +59,14 @@ def positive(text):
     return value
 
 
+def milliseconds(text):
+    """A latency: gnop(8) takes whole milliseconds only."""
+    value = positive(text)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"not a whole number of milliseconds: {text}")
+    return int(value)
+
+
 def regex(text):
     """A regular expression."""
     try:
@@ -73,43 +81,43 @@ def parser():
     args = Parser("scripts/vm", description=DESCRIPTION, epilog=EPILOG,
                   formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--image", metavar="FILE",
-                      help="a VM image of FreeBSD, qcow2 or raw; it is not changed")
+                      help="a VM image of FreeBSD, qcow2 or raw; stays unchanged")
     args.add_argument("--kernel", metavar="FILE", help="a kernel to boot without a loader")
     args.add_argument("--rootfs", metavar="FILE",
-                      help="the root disk for --kernel; it is not changed")
+                      help="the root disk for --kernel; stays unchanged")
     args.add_argument("--root", metavar="FS:DEVICE", default="ufs:/dev/vtbd0",
                       help="the root filesystem for --kernel (default %(default)s)")
     args.add_argument("--archive", metavar="FILE",
                       default=str(ROOT / "target/freebsd/asyncpager-14-amd64.tar.gz"),
-                      help="what `make freebsd` has made (default target/freebsd/...)")
+                      help="the archive of `make freebsd` (default target/freebsd/...)")
     args.add_argument("--disk-size", metavar="SIZE", type=size, default="4g",
-                      help="of the disk for tests (default %(default)s)")
-    args.add_argument("--latency", metavar="MS", type=positive,
-                      help="milliseconds that each transfer of that disk takes longer (gnop)")
-    args.add_argument("--cpus", metavar="N", type=int, default=2, help="(default %(default)s)")
-    args.add_argument("--memory", metavar="SIZE", default="2G", help="(default %(default)s)")
+                      help="size of the test disk (default %(default)s)")
+    args.add_argument("--latency", metavar="MS", type=milliseconds,
+                      help="delay of each transfer of the test disk in milliseconds, by gnop(8)")
+    args.add_argument("--cpus", metavar="N", type=int, default=2, help="CPUs (default %(default)s)")
+    args.add_argument("--memory", metavar="SIZE", default="2G", help="memory (default %(default)s)")
     args.add_argument("--accel", choices=["auto", "kvm", "tcg"], default="auto",
-                      help="auto: KVM if it works and is not slower than nothing, else TCG")
+                      help="auto: KVM if a boot sector runs in it within 2 s, else TCG")
     args.add_argument("--qemu", metavar="PROGRAM", default="qemu-system-x86_64",
-                      help="(default %(default)s)")
+                      help="QEMU (default %(default)s)")
     args.add_argument("--timeout", metavar="MINUTES", type=positive, default=90.0,
-                      help="for all of it (default %(default)s)")
+                      help="for the whole run (default %(default)s)")
     args.add_argument("--boot-timeout", metavar="MINUTES", type=positive, default=15.0,
-                      help="until root is logged in (default %(default)s)")
+                      help="until root has logged in (default %(default)s)")
     args.add_argument("--log", metavar="FILE", default=str(ROOT / "target/vm/console.log"),
-                      help="the console (default target/vm/console.log)")
+                      help="copy of the console (default target/vm/console.log)")
     args.add_argument("--results", metavar="DIR", default=str(ROOT / "target/vm/results"),
-                      help="a directory to be replaced by what the VM made (default target/vm/results)")
+                      help="a directory that the results of the VM replace (default target/vm/results)")
     args.add_argument("--allow", metavar="REGEX", type=regex,
-                      help="lock order reversals to pass over: a line of them matches")
-    args.add_argument("--quiet", action="store_true", help="only errors")
+                      help="ignore lock order reversals with a matching line")
+    args.add_argument("--quiet", action="store_true", help="print errors only")
     args.add_argument("command", choices=["test", "bench", "run", "shell"])
     args.add_argument("arguments", nargs=argparse.REMAINDER)
     return args
 
 
 def checked(options, args):
-    """What argparse cannot say."""
+    """Checks that argparse cannot make."""
     if bool(options.image) == bool(options.kernel):
         args.error("either --image or --kernel with --rootfs")
     if bool(options.kernel) != bool(options.rootfs):
@@ -119,14 +127,14 @@ def checked(options, args):
     if options.arguments[:1] == ["--"]:
         del options.arguments[0]
     if options.command == "run" and not options.arguments:
-        args.error("run what?")
+        args.error("run needs a command")
     if options.command == "shell" and options.arguments:
         args.error("shell takes no arguments")
     return options
 
 
 def stop(number, _):
-    """A signal ends everything in order."""
+    """Signal handler: end QEMU and remove temporary files."""
     raise SystemExit(128 + number)
 
 

@@ -10,11 +10,11 @@ import time
 from .errors import Failure, Timeout, Trouble
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[()][0-9A-B]|[=>78cDEHM])|\r|\x0f|\0")
-# Where the cursor jumps, another line begins.
+# A jump of the cursor begins a new line.
 JUMP = re.compile(r"\x1b\[[\d;]*H")
-# An escape sequence that is not complete yet.
+# An incomplete escape sequence.
 ESCAPE_BEGUN = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[()])?$")
-# How long a backtrace may take to come out after a panic.
+# Seconds for the backtrace after a panic.
 LAST_WORDS = 20
 
 
@@ -42,7 +42,7 @@ class Console:
         self._selector.register(self._fd, selectors.EVENT_READ)
 
     def send(self, text):
-        """Type something."""
+        """Type text."""
         try:
             self.process.stdin.write(text.encode())
             self.process.stdin.flush()
@@ -50,9 +50,9 @@ class Console:
             raise Failure(f"the VM's console is closed: {error}") from error
 
     def expect(self, patterns, seconds, what, tick=lambda: None):
-        """Wait for one of the patterns (a dict of names) in what has not been
-        looked at yet; its name and the match. The kernel's trouble, the end of
-        QEMU and the deadline raise."""
+        """Wait for one of the patterns, a dict by name, in the text that no earlier call
+        has consumed. Returns the name and the match. Raises on a panic, at the end of
+        QEMU and at the deadline."""
         until = min(self.deadline, time.monotonic() + seconds)
         while True:
             found = [
@@ -64,11 +64,11 @@ class Console:
                 _, name, match = min(found, key=lambda each: each[0])
                 self._text = self._text[match.end():]
                 return name, match
-            # Only the line that is not complete can still match.
+            # Only the incomplete line can still match.
             self._text = self._text[-4096:]
             left = until - time.monotonic()
             if left <= 0:
-                raise Timeout(f"{what} has not come to an end in time{self._last()}")
+                raise Timeout(f"timeout while {what}{self._last()}")
             if not self._read(min(left, 1.0)):
                 raise Failure(f"QEMU ended while {what}{self._last()}")
             if self.watcher.fatal:
@@ -77,7 +77,7 @@ class Console:
             tick()
 
     def drain(self, seconds):
-        """Read on until QEMU ends, or for some seconds. Whether it has ended."""
+        """Read until QEMU ends or the seconds are over. True: QEMU has ended."""
         until = min(self.deadline, time.monotonic() + seconds)
         while (left := until - time.monotonic()) > 0:
             if not self._read(min(left, 1.0)):
@@ -87,14 +87,14 @@ class Console:
     def _listen(self, seconds):
         until = min(self.deadline, time.monotonic() + seconds)
         while (left := until - time.monotonic()) > 0:
-            # The debugger's prompt, or a restart, is the end of it.
+            # The backtrace ends at the debugger's prompt or at a restart.
             if self._line.startswith("db>") or not self._read(min(left, 1.0)):
                 break
         if self._line:
             self.watcher.feed(self._line)
 
     def _read(self, seconds):
-        """Take what comes within some seconds. Whether QEMU is still there."""
+        """Read once, waiting at most this many seconds. False: QEMU has ended."""
         if not self._selector.select(seconds):
             return True
         data = os.read(self._fd, 65536)
@@ -104,7 +104,7 @@ class Console:
         return True
 
     def take(self, data):
-        """What the VM has written; a character or an escape sequence may be cut in two."""
+        """Process output. It may begin or end inside a character or an escape sequence."""
         self._raw += self._decoder.decode(data)
         begun = ESCAPE_BEGUN.search(self._raw)
         at = begun.start() if begun else len(self._raw)
@@ -121,4 +121,4 @@ class Console:
 
     def _last(self):
         lines = self.tail + ([self._line] if self._line else [])
-        return "; the last lines were:\n" + "\n".join(lines) if lines else "; it has said nothing"
+        return "; the last lines were:\n" + "\n".join(lines) if lines else "; the console is empty"
