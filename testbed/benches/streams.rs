@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What followed streams cost, one to ten thousand: a call of the pager, from a
-//! sendfile's begin to its I/O being on the way, and a run of the timer.
+//! The cost of followed streams, one to ten thousand: a call of the pager, from the
+//! begin of a sendfile(2) until its I/O is in flight, and a run of the timer.
 #![allow(missing_docs)] // what criterion_group! makes
 
 use std::{
@@ -30,12 +30,12 @@ fn timer(_: &mut Criterion) {
             ("vfs.asyncpager.readahead.streams", "16384"),
             ("vfs.asyncpager.readahead.latency_min", "0"),
         ];
-        let bed = Bench::with(&module(), vec![1; 64 * BLOCK as usize], PAGE, 1, &tunables)
+        let bench = Bench::with(&module(), vec![1; 64 * BLOCK as usize], PAGE, 1, &tunables)
             .expect("the module is built: `make kmod`");
         // Two pages, and a hole that no stream comes to the end of.
         let map: Vec<_> = (0..600).map(|i| (i < 2).then_some(10 + i)).collect();
         let files: Vec<_> =
-            (0..count).map(|i| bed.file(&format!("{i}"), &map, 600 * PAGE)).collect();
+            (0..count).map(|i| bench.file(&format!("{i}"), &map, 600 * PAGE)).collect();
         let send = |page: u64| {
             for file in &files {
                 let transfer = file.send(page * PAGE, PAGE, 0).expect("the file is there");
@@ -43,17 +43,17 @@ fn timer(_: &mut Criterion) {
             }
         };
         send(0);
-        // What comes sooner counts as a part of the same call.
+        // A call that comes sooner counts as part of the one before.
         std::thread::sleep(Duration::from_millis(5));
-        bed.timer();
+        bench.timer();
         // From here on they are followed.
         send(1);
         std::thread::sleep(Duration::from_millis(500));
-        let (runs, all, longest) = bed.timer();
+        let (runs, all, longest) = bench.timer();
         let mean = all / runs.max(1) as u32;
         println!("{count:>8} {runs:>8} {mean:>10.1?} {longest:>10.1?}");
         drop(files);
-        bed.finish().expect("everything balances");
+        bench.finish().expect("everything balances");
     }
 }
 
@@ -65,11 +65,11 @@ fn streams(criterion: &mut Criterion) {
             ("vfs.asyncpager.readahead.streams", "16384"),
             ("vfs.asyncpager.readahead.latency_min", "0"),
         ];
-        let bed = Bench::with(&module(), vec![1; 64 * BLOCK as usize], BLOCK, 1, &tunables)
+        let bench = Bench::with(&module(), vec![1; 64 * BLOCK as usize], BLOCK, 1, &tunables)
             .expect("the module is built: `make kmod`");
         let map: Vec<_> = (0..12).map(|i| Some(10 + i)).collect();
         let files: Vec<_> =
-            (0..count).map(|i| bed.file(&format!("{i}"), &map, 12 * BLOCK)).collect();
+            (0..count).map(|i| bench.file(&format!("{i}"), &map, 12 * BLOCK)).collect();
         let begin = |at: u64| {
             let file = &files[(at % count) as usize];
             file.forget();
@@ -96,7 +96,7 @@ fn streams(criterion: &mut Criterion) {
             });
         });
         drop(files);
-        bed.finish().expect("everything balances");
+        bench.finish().expect("everything balances");
     }
     group.finish();
 }

@@ -3,8 +3,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, bail};
-use asyncpager_testbed::{Common, breach, compare, scenario, serve, torture};
+use anyhow::Result;
+use asyncpager_testbed::commands::{
+    check, compare, explain, options::Common, replay, rules, serve, torture,
+};
 use clap::{Parser, Subcommand};
 
 /// Run asyncpager.ko in userspace.
@@ -20,11 +22,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// kldload and kldunload, and nothing between them.
+    /// kldload, then kldunload.
     Load {
         #[command(flatten)]
         common: Common,
-        /// One thread only.
+        /// One host thread plays all threads.
         #[arg(long)]
         deterministic: bool,
     },
@@ -41,7 +43,7 @@ enum Command {
         #[arg(long)]
         source: PathBuf,
     },
-    /// Random mixes of all that can happen, until the time or the calls are over.
+    /// Random mixes of operations and faults, until the time or the calls are over.
     Torture {
         #[command(flatten)]
         common: Common,
@@ -54,53 +56,54 @@ enum Command {
         /// Seeds, from --seed on.
         #[arg(long, default_value_t = 1)]
         seeds: u64,
-        /// One thread only: the same seed gives the same run.
+        /// One host thread plays all threads: the same seed gives the same run.
         #[arg(long)]
         deterministic: bool,
-        /// Where a violation is saved.
+        /// The file that a violation is saved in.
         #[arg(long, default_value = "asyncpager-violation.json")]
         save: PathBuf,
     },
-    /// Do again what torture has saved.
+    /// Repeat the run in which torture has saved a violation.
     Replay {
         #[command(flatten)]
         common: Common,
-        /// What torture has saved.
+        /// The file that torture has saved.
         file: PathBuf,
     },
-    /// Show how it came to the violation that torture has saved.
+    /// Show the events that led to a saved violation.
     Explain {
-        /// What torture has saved.
+        /// The file that torture has saved.
         file: PathBuf,
         /// Only events that contain this text: a page, a buf, an object.
         #[arg(long)]
         about: Option<String>,
     },
-    /// The same requests through stock 14.2, the emulation, and the module.
+    /// Send the same requests through stock 14.2, the emulation, and the module.
     Compare {
         #[command(flatten)]
         common: Common,
-        /// How many.
+        /// How many requests.
         #[arg(long, default_value_t = 2000)]
         requests: u64,
     },
-    /// Break a rule of the testbed's own KPI on purpose: it must end with exit code 2.
-    Breach {
-        /// List the names, and what the violation has to say, and stop.
+    /// Break a rule of the simulated kernel on purpose: this must end with exit code 2.
+    #[command(alias = "breach")]
+    Rules {
+        /// List the names, with words of each violation, and stop.
         #[arg(long)]
         list: bool,
         /// The rule to break.
         #[arg(required_unless_present = "list")]
         name: Option<String>,
     },
-    /// Check promises of the VOP's contract one by one.
+    /// Run scenarios: each checks one promise of the module.
     Check {
         #[command(flatten)]
         common: Common,
         /// List the names and stop.
         #[arg(long)]
         list: bool,
-        /// What to check; all when none is named.
+        /// Scenarios to run; all when none is named.
         names: Vec<String>,
     },
 }
@@ -123,32 +126,18 @@ fn run(command: Command) -> Result<()> {
         Command::Torture { common, minutes, calls, seeds, deterministic, save } => {
             torture::run(&common, torture::Plan { minutes, calls, seeds, deterministic }, &save)
         }
-        Command::Replay { common, file } => torture::replay(&common, &file),
-        Command::Explain { file, about } => torture::explain(&file, about.as_deref()),
+        Command::Replay { common, file } => replay::replay(&common, &file),
+        Command::Explain { file, about } => explain::explain(&file, about.as_deref()),
         Command::Compare { common, requests } => compare::run(&common, requests),
-        Command::Breach { name: Some(name), list: false } => breach::run(&name),
-        Command::Breach { .. } => {
-            breach::ALL.iter().for_each(|(name, says, _)| println!("{name}: {says}"));
+        Command::Rules { name: Some(name), list: false } => rules::run(&name),
+        Command::Rules { .. } => {
+            rules::list();
             Ok(())
         }
         Command::Check { list: true, .. } => {
-            scenario::all().for_each(|(name, _)| println!("{name}"));
+            check::list();
             Ok(())
         }
-        Command::Check { common, names, .. } => {
-            let all = scenario::all().map(|(name, _)| name.to_string());
-            let names = if names.is_empty() { all.collect() } else { names };
-            let mut failed = Vec::new();
-            for name in &names {
-                match scenario::run(name, &common.ko, common.seed) {
-                    Ok(()) => println!("{name}: ok"),
-                    Err(error) => {
-                        println!("{name}: FAILED: {error:#}");
-                        failed.push(name.clone());
-                    }
-                }
-            }
-            if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
-        }
+        Command::Check { common, names, .. } => check::run(&common, names),
     }
 }

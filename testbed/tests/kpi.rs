@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! A module in C uses the kernel's own macros on the testbed's KPI: what they
-//! become must be there, and be called as it is defined; and its breaches of
-//! the rules must be noticed.
+//! A module in C uses the kernel's own macros on the testbed's KPI: each function
+//! that they expand to must exist and be called as it is defined, and each rule
+//! that the module breaks on purpose must be reported.
 
 use std::{
     path::{Path, PathBuf},
@@ -39,12 +39,12 @@ fn llvm(command: &str) {
     assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-fn build(dir: &Path, breach: u32) -> PathBuf {
-    let (object, ko) = (dir.join(format!("{breach}.o")), dir.join(format!("{breach}.ko")));
+fn build(dir: &Path, rule: u32) -> PathBuf {
+    let (object, ko) = (dir.join(format!("{rule}.o")), dir.join(format!("{rule}.ko")));
     let headers = "target/headers/14";
     llvm(&format!(
         "clang --target=x86_64-unknown-freebsd14.2 -nostdinc -ffreestanding -std=gnu99 -O1 \
-         -D_KERNEL -DKLD_MODULE -D__FreeBSD_version=1402000 -DBREACH={breach} -mcmodel=kernel \
+         -D_KERNEL -DKLD_MODULE -D__FreeBSD_version=1402000 -DBROKEN_RULE={rule} -mcmodel=kernel \
          -mno-red-zone -mno-mmx -mno-sse -msoft-float -fno-common \
          -isystem sys-headers -isystem sys-headers/14 -isystem {headers}/x86_64-freebsd-none \
          -isystem {headers}/x86-freebsd-none -isystem {headers}/generic-freebsd \
@@ -56,7 +56,7 @@ fn build(dir: &Path, breach: u32) -> PathBuf {
         ko.display(),
         object.display()
     ));
-    // Without what the headers name and nobody uses.
+    // Without symbols that the headers name and the module does not use.
     llvm(&format!("llvm-objcopy --strip-unneeded {}", ko.display()));
     ko
 }
@@ -84,9 +84,9 @@ fn macros_meet_the_kpi() {
 }
 
 #[test]
-fn breaches_are_noticed() {
+fn broken_rules_are_reported() {
     let dir = tempfile::tempdir().unwrap();
-    for (breach, says) in (1..).zip([
+    for (rule, says) in (1..).zip([
         "lock order reversal: kpi two",
         "malloc: sleeping with a kpi one lock held since mtx_lock at testbed/tests/kpi/kpi.c",
         "1 callouts pending or running are left",
@@ -101,11 +101,11 @@ fn breaches_are_noticed() {
         "sched_bind: the thread lock is not held",
         "the thread is left bound to a CPU",
     ]) {
-        let ko = build(dir.path(), breach);
+        let ko = build(dir.path(), rule);
         for way in WAYS {
             let (code, said) = load(&ko, way);
-            assert_eq!(code, Some(2), "{breach} {way:?}: {said}");
-            assert!(said.starts_with("violation: ") && said.contains(says), "{breach}: {said}");
+            assert_eq!(code, Some(2), "{rule} {way:?}: {said}");
+            assert!(said.starts_with("violation: ") && said.contains(says), "{rule}: {said}");
         }
     }
 }

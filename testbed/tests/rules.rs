@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Every rule of the testbed's own KPI, broken once.
+//! Every rule of the simulated kernel, broken once: the testbed must report it.
 
 use std::process::Command;
 
-fn breach(args: &[&str]) -> (Option<i32>, String, String) {
+fn rules(args: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_asyncpager-testbed"))
-        .arg("breach")
+        .arg("rules")
         .args(args)
         .output()
         .expect("the testbed starts");
@@ -14,18 +14,18 @@ fn breach(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn every_breach_is_noticed() {
-    let (code, listed, _) = breach(&["--list"]);
+fn every_broken_rule_is_reported() {
+    let (code, listed, _) = rules(&["--list"]);
     assert_eq!(code, Some(0));
     assert!(listed.lines().count() >= 30, "{listed}");
     for (name, says) in listed.lines().filter_map(|line| line.split_once(": ")) {
-        let (code, _, said) = breach(&[name]);
+        let (code, _, said) = rules(&[name]);
         assert_eq!(code, Some(2), "{name}: {said}");
         assert!(said.starts_with("violation: ") && said.contains(says), "{name}: {said}");
     }
 }
 
 #[test]
-fn an_unknown_breach_is_no_violation() {
-    assert_eq!(breach(&["nothing-such"]).0, Some(1));
+fn an_unknown_rule_is_no_violation() {
+    assert_eq!(rules(&["nothing-such"]).0, Some(1));
 }

@@ -50,8 +50,8 @@ fn a_million_calls_without_a_violation() {
     assert!(faults >= 10_000, "{result:#}");
 }
 
-/// The same requests in three ways: nobody waits but for the emulation, and
-/// the module reads no more than 14.2 does.
+/// The same requests in three ways: only the emulation waits, and the module reads
+/// no more than 14.2 does.
 #[test]
 fn the_module_against_what_it_replaces() {
     for seed in ["1", "2", "3"] {
@@ -77,7 +77,7 @@ fn the_module_against_what_it_replaces() {
     }
 }
 
-/// Neither the testbed nor the module reads what nobody wrote, or what is freed.
+/// Neither the testbed nor the module reads uninitialized or freed memory.
 #[test]
 fn one_thread_under_valgrind() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/sanitize");

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * A module that uses the KPI of locks, time, tasks and memory through the
- * kernel's own macros, once as it should and once as BREACH says.
+ * kernel's own macros, once as it should and once as BROKEN_RULE says.
  */
 #include "wrapper.h"
 #include <sys/callout.h>
 #include <sys/taskqueue.h>
 
-#ifndef BREACH
-#define	BREACH	0
+#ifndef BROKEN_RULE
+#define	BROKEN_RULE	0
 #endif
 
 enum {
@@ -29,7 +29,7 @@ expire(void *arg)
 	mtx_assert(&one, MA_OWNED);
 	if (arg != &ticked || !mtx_owned(&one))
 		panic("%s", "expire");
-	if (BREACH == NAP)
+	if (BROKEN_RULE == NAP)
 		free(malloc(8, M_KPI, M_WAITOK), M_KPI);
 	ticked++;
 }
@@ -39,7 +39,7 @@ work(void *context, int pending)
 {
 	if (context != &worked)
 		panic("%s", "work");
-	if (BREACH == TASK)
+	if (BROKEN_RULE == TASK)
 		taskqueue_drain(queue, &task);
 	/* A taskqueue's thread may sleep. */
 	pause_sbt("kpi", SBT_1US, 0, 0);
@@ -88,7 +88,7 @@ load(void)
 	    getsbinuptime() > sbinuptime())
 		return (EDOOFUS);
 
-	switch (BREACH) {
+	switch (BROKEN_RULE) {
 	case ORDER:
 		mtx_lock(&two);
 		mtx_lock(&one);
@@ -138,11 +138,11 @@ load(void)
 static int
 unload(void)
 {
-	if (BREACH != TIMER)
+	if (BROKEN_RULE != TIMER)
 		callout_drain(&timer);
-	if (BREACH != QUEUE)
+	if (BROKEN_RULE != QUEUE)
 		taskqueue_free(queue);
-	if (BREACH != MUTEX)
+	if (BROKEN_RULE != MUTEX)
 		mtx_destroy(&one);
 	mtx_destroy(&two);
 	return (0);
