@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Bindings and shim for one release and architecture.
 //!
-//! The headers come from `ASYNCPAGER_HEADERS`, a directory that `scripts/headers`
+//! The headers come from `ASYNCPAGER_HEADERS`, a directory that `scripts/lib/headers`
 //! fills, or `/usr/src/sys` on FreeBSD. `ASYNCPAGER_REL` and `ASYNCPAGER_ARCH`
 //! choose what the module is for; the defaults are 14 and amd64.
 
@@ -75,7 +75,7 @@ impl Platform {
         }
         if !headers.join("generic-freebsd/sys/vnode.h").exists() {
             bail!(
-                "no FreeBSD {} kernel headers in {}: run `scripts/headers {}` \
+                "no FreeBSD {} kernel headers in {}: run `scripts/lib/headers {}` \
                  or set ASYNCPAGER_HEADERS to a FreeBSD sys directory",
                 self.rel,
                 headers.display(),

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! Buf headers for paging I/O (buf(9), sys/buf.h, vm/vm_pager.c).
 //!
-//! A [`Pool`] holds bufs that are like the kernel's pbufs, each with a context
-//! of the module's own behind it. A [`Pbuf`] is owned from [`Pool::alloc`]
-//! until it is dropped or sent. A sent buf belongs to the disk until its
-//! `b_iodone`, where [`Completion::completed`] owns it again. Dropping a buf
-//! undoes all that it holds: pages that nobody asked for are freed, the mapping
-//! is removed, the credentials are released and the buf goes back to its pool.
+//! A [`Pool`] holds bufs that resemble the kernel's pbufs, each with a context
+//! of the module's own behind it. A thread owns a [`Pbuf`] from [`Pool::alloc`]
+//! until it drops or sends it. A sent buf belongs to the disk until its
+//! `b_iodone`, where [`Completion::completed`] owns it again.
+//!
+//! Dropping a buf releases all that it holds: it frees the extra pages, removes
+//! the mapping, releases the credentials and returns the buf to its pool. Extra
+//! pages are pages that the buf reads around the requested ones.
 
 mod pool;
 
@@ -32,36 +34,37 @@ use super::{
 
 /// Pages that one buf can hold (maxphys).
 pub fn max_pages() -> u32 {
-    // SAFETY: set at boot, never changed.
+    // SAFETY: constant after boot.
     let bytes = unsafe { sys::maxphys };
     u32::try_from(bytes / u64::from(sys::PAGE)).unwrap_or(u32::MAX)
 }
 
-/// Bufs that the kernel means each user of pbufs to have: nswbuf times eight,
-/// as the vnode pager's zone has.
+/// The kernel's number of pbufs for one user: nswbuf times eight, as in the
+/// vnode pager's zone.
 pub fn pager_bufs() -> u32 {
-    // SAFETY: set at boot, never changed.
+    // SAFETY: constant after boot.
     unsafe { sys::nswbuf }.max(0) as u32 * 8
 }
 
-/// Where on the device a buf reads, and how much.
+/// The range of the device that a buf reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
     /// First block, in units of DEV_BSIZE.
     pub blkno: i64,
-    /// Bytes, a multiple of the device's sector.
+    /// Bytes; a multiple of the device's sector.
     pub bytes: u32,
-    /// Offset of the first byte in the first page; 0 but for blocks smaller than a page.
+    /// Offset of the first byte in the first page. 0 unless blocks are smaller
+    /// than a page.
     pub page_offset: u32,
 }
 
-/// What becomes of a buf whose asynchronous I/O is over.
+/// The handlers of a completed asynchronous I/O.
 pub trait Completion: Send + Sized + 'static {
-    /// Called in the disk's completion thread, once for each [`Pbuf::send`].
-    /// Must not sleep.
+    /// Called in the disk's completion thread: once for each [`Pbuf::send`],
+    /// and for a [`Claim`] that was left to it in time. Sleeps: no.
     fn completed(buf: Pbuf<Self>);
 
-    /// Called in the thread that has dropped a [`Claim`], when the buf is back.
+    /// Called in the thread that dropped a [`Claim`], when the I/O is over.
     fn abandoned(buf: Pbuf<Self>);
 }
 
@@ -69,40 +72,43 @@ pub trait Completion: Send + Sized + 'static {
 ///
 /// # Invariants
 ///
-/// The buf is out of a live [`Pool`] and nobody else uses it, but for the
-/// `claim` of a buf that was sent with [`Pbuf::send_claimable`]. Its lock
-/// belongs to the kernel (BUF_KERNPROC). `b_pages[..b_npages]` are busied pages:
-/// the first `b_pgbefore` and the last `b_pgafter` of them were allocated here,
-/// the ones between belong to the request that the buf reads for. With
-/// `b_pgbefore` < 0 all of them are wired pages without an object.
+/// The buf belongs to a live [`Pool`] and has no other user; only its `claim`
+/// is shared, after [`Pbuf::send_claimable`]. Its lock belongs to the kernel
+/// (BUF_KERNPROC).
+///
+/// `b_pages[..b_npages]` are busied pages. The first `b_pgbefore` and the last
+/// `b_pgafter` of them are extra pages, allocated here; the pages between
+/// belong to the request. With `b_pgbefore` < 0 all of them are wired pages
+/// without an object.
 #[repr(transparent)]
 pub struct Pbuf<C: 'static>(NonNull<sys::buf>, PhantomData<C>);
 
-// SAFETY: a buf is not tied to a thread, since its lock belongs to the kernel.
+// SAFETY: the buf's lock belongs to the kernel, so no thread is tied to the
+// buf.
 unsafe impl<C: Send> Send for Pbuf<C> {}
 
 impl<C> Deref for Pbuf<C> {
     type Target = C;
 
     fn deref(&self) -> &C {
-        // SAFETY: a context is initialized while its buf is owned.
+        // SAFETY: an owned buf has an initialized context.
         unsafe { (*(*tail::<C>(self.0).as_ptr()).context.get()).assume_init_ref() }
     }
 }
 
 impl<C> DerefMut for Pbuf<C> {
     fn deref_mut(&mut self) -> &mut C {
-        // SAFETY: as for `deref`; the buf's owner has the context alone.
+        // SAFETY: as for `deref`; only the buf's owner accesses the context.
         unsafe { (*(*tail::<C>(self.0).as_ptr()).context.get()).assume_init_mut() }
     }
 }
 
-/// Marks pages without an object in `b_pgbefore`.
+/// The value of `b_pgbefore` for pages without an object.
 const UNMANAGED: c_int = -1;
 
 impl<C> Pbuf<C> {
     fn new(bp: NonNull<sys::buf>, context: C) -> Self {
-        // SAFETY: just taken from the pool, so nobody else knows it.
+        // SAFETY: just taken from the pool, so no other thread knows it.
         unsafe {
             sys::shim_buf_reset(bp.as_ptr());
             let tail = tail::<C>(bp);
@@ -115,12 +121,12 @@ impl<C> Pbuf<C> {
     }
 
     fn buf(&self) -> &sys::buf {
-        // SAFETY: live and ours by the invariant.
+        // SAFETY: live and ours (invariant).
         unsafe { self.0.as_ref() }
     }
 
     fn buf_mut(&mut self) -> &mut sys::buf {
-        // SAFETY: live and ours by the invariant.
+        // SAFETY: live and ours (invariant).
         unsafe { self.0.as_mut() }
     }
 
@@ -148,33 +154,33 @@ impl<C> Pbuf<C> {
         run.b_pgafter = after as c_int;
     }
 
-    /// Pages read before those asked for.
+    /// Extra pages before the requested ones.
     pub fn behind(&self) -> u32 {
         self.counts().0 as u32
     }
 
-    /// Pages read after those asked for.
+    /// Extra pages after the requested ones.
     pub fn ahead(&self) -> u32 {
         self.counts().1 as u32
     }
 
-    /// Pages of this buf in all.
+    /// All pages of this buf, extra pages included.
     pub fn npages(&self) -> u32 {
         self.counts().2 as u32
     }
 
-    /// All pages of this buf, in the file's order.
+    /// All pages of this buf, in file order. Empty for unmanaged pages.
     pub fn pages(&self) -> &[BusiedPage] {
         let (.., all) = self.counts();
         if self.is_unmanaged() {
             return &[];
         }
-        // SAFETY: the first b_npages entries are busied pages by the
-        // invariant; BusiedPage is a transparent non-null pointer.
+        // SAFETY: the first b_npages entries are busied pages (invariant).
+        // BusiedPage is a transparent non-null pointer.
         unsafe { slice::from_raw_parts(self.slot(0).cast(), all) }
     }
 
-    /// The pages nobody asked for.
+    /// The extra pages.
     pub fn extras(&self) -> impl Iterator<Item = &BusiedPage> {
         let (before, after, all) = self.counts();
         let pages = self.pages();
@@ -183,15 +189,16 @@ impl<C> Pbuf<C> {
         first.iter().chain(last)
     }
 
-    /// The index of the first page, which may be bogus. `None` if all are.
+    /// The index of the first page, even when that one is bogus. `None` when
+    /// all are bogus.
     pub fn first_pindex(&self) -> Option<u64> {
         let real = (0u64..).zip(self.pages()).find(|(_, page)| !page.is_bogus());
         real.map(|(i, page)| page.pindex().saturating_sub(i))
     }
 
     fn slot(&self, index: usize) -> *mut sys::vm_page_t {
-        // SAFETY: the array lies behind the header and has room for
-        // max_pages() entries and one; callers stay below that.
+        // SAFETY: the array lies behind the header and has room for max_pages()
+        // + 1 entries; callers stay below that.
         unsafe { (&raw mut (*self.0.as_ptr()).b_pages).cast::<sys::vm_page_t>().add(index) }
     }
 
@@ -206,8 +213,9 @@ impl<C> Pbuf<C> {
         true
     }
 
-    /// Allocate up to `want` pages just before `pindex`, until the first one
-    /// that exists or for which there is no memory. To be called first.
+    /// Allocates up to `want` extra pages just before `pindex`. Stops at the
+    /// first page that exists or cannot be allocated. Called first. Locks:
+    /// object write. Sleeps: no.
     pub fn fill_behind(&mut self, object: &WriteLocked<'_>, pindex: u64, want: u32) {
         let mut n = 0;
         while n < want as usize && self.counts().2 < max_pages() as usize {
@@ -217,12 +225,12 @@ impl<C> Pbuf<C> {
             n += 1;
         }
         self.set_counts(n, 0, n);
-        // They came in descending order.
+        // The pages were pushed in descending order.
         // SAFETY: the first n entries were just written.
         unsafe { slice::from_raw_parts_mut(self.slot(0), n) }.reverse();
     }
 
-    /// Append pages of the request. False, and nothing done, when the buf has
+    /// Appends pages of the request. False, without a change, when the buf has
     /// no room for them.
     pub fn fill_requested(&mut self, pages: &[BusiedPage]) -> bool {
         let (before, after, all) = self.counts();
@@ -230,15 +238,16 @@ impl<C> Pbuf<C> {
         if end > max_pages() as usize {
             return false;
         }
-        // SAFETY: `end` is within the array, which the caller's pages are not
-        // in; BusiedPage is a transparent pointer.
+        // SAFETY: `end` is within the array, and the caller's pages lie
+        // elsewhere. BusiedPage is a transparent pointer.
         unsafe { self.slot(all).copy_from_nonoverlapping(pages.as_ptr().cast(), pages.len()) };
         self.set_counts(before, after, end);
         true
     }
 
-    /// Allocate up to `want` pages from `pindex` on, until the first one that
-    /// exists or for which there is no memory. To be called last.
+    /// Allocates up to `want` extra pages from `pindex` on. Stops at the first
+    /// page that exists or cannot be allocated. Called last. Locks: object
+    /// write. Sleeps: no.
     pub fn fill_ahead(&mut self, object: &WriteLocked<'_>, pindex: u64, want: u32) {
         let mut n = 0;
         while n < want && self.counts().2 < max_pages() as usize {
@@ -252,12 +261,12 @@ impl<C> Pbuf<C> {
         }
     }
 
-    /// Give an empty buf `count` wired pages of no object. False when there is
-    /// no memory at hand.
+    /// Allocates `count` wired pages without an object, for an empty buf. False
+    /// when memory is short. Sleeps: no.
     pub fn fill_unmanaged(&mut self, count: u32) -> bool {
         self.buf_mut().__bindgen_anon_1.__bindgen_anon_1.b_pgbefore = UNMANAGED;
         (0..count.min(max_pages())).all(|_| {
-            // SAFETY: without VM_ALLOC_WAITOK this does not sleep.
+            // SAFETY: without VM_ALLOC_WAITOK the allocation does not sleep.
             let page = unsafe { sys::vm_page_alloc_noobj(sys::VM_ALLOC_WIRED) };
             if page.is_null() {
                 return false;
@@ -270,33 +279,32 @@ impl<C> Pbuf<C> {
         })
     }
 
-    /// What a completed buf has read into its [unmanaged](Self::fill_unmanaged) pages.
+    /// The bytes that a completed buf has read into its
+    /// [unmanaged](Self::fill_unmanaged) pages.
     pub fn bytes_read(&self) -> &[u8] {
         let (.., all) = self.counts();
         let buf = self.buf();
         if !self.is_unmanaged() || buf.b_bufobj.is_null() {
             return &[];
         }
-        // SAFETY: `address` mapped all pages at b_kvabase; such a buf stays
-        // mapped until it is dropped, and nobody reads into it now.
+        // SAFETY: `address` mapped all pages at b_kvabase. The mapping of such
+        // a buf lasts until its drop, and the buf is not in flight.
         unsafe { slice::from_raw_parts(buf.b_kvabase.cast(), all * sys::PAGE as usize) }
     }
 
-    /// Make the buf read from another place of the device.
+    /// Makes the buf read from another block. `blkno`: units of DEV_BSIZE.
     pub fn aim(&mut self, blkno: i64) {
         let buf = self.buf_mut();
         buf.b_blkno = blkno;
         buf.b_iooffset = blkno.wrapping_mul(i64::from(sys::DEV_BSIZE));
     }
 
-    /// The device that the buf reads from.
+    /// The device that the buf reads.
     pub fn device(&self) -> Option<Device<'_>> {
-        // SAFETY: the buf's pages, or what its context holds, keep the mount.
+        // SAFETY: the buf's pages, or its context, keep the mount.
         NonNull::new(self.buf().b_bufobj).map(|bo| unsafe { Device::new(bo) })
     }
 
-    /// Build the rest of the header: what to read, from where, on whose behalf.
-    /// Takes references to the calling thread's credential.
     pub fn address(
         &mut self,
         vnode: Vnode<'_>,
@@ -313,7 +321,7 @@ impl<C> Pbuf<C> {
         buf.b_offset = i64::from(transfer.page_offset);
         self.aim(transfer.blkno);
         self.map(unmapped, transfer.page_offset);
-        // SAFETY: a new buf without credentials and without a bufobj.
+        // SAFETY: a new buf, without credentials and without a bufobj.
         unsafe {
             sys::shim_hold_creds(bp);
             sys::pbgetbo(device.as_ptr(), bp);
@@ -324,8 +332,8 @@ impl<C> Pbuf<C> {
     fn map(&mut self, unmapped: bool, page_offset: u32) {
         let (slot, npages) = (self.slot(0), self.counts().2 as c_int);
         let buf = self.buf_mut();
-        // SAFETY: the pages are in place, and b_kvabase spans max_pages() of
-        // kernel address space; unmapped_buf is set at boot.
+        // SAFETY: the pages are in place, and b_kvabase spans max_pages() and
+        // one more page of address space. unmapped_buf is constant after boot.
         unsafe {
             if unmapped {
                 buf.b_data = sys::unmapped_buf;
@@ -338,8 +346,8 @@ impl<C> Pbuf<C> {
 
     fn unmap(&mut self) {
         let npages = self.counts().2 as c_int;
-        // SAFETY: unmapped_buf is set at boot. A buf with a bufobj that is
-        // not unmapped was mapped by `map`, at b_kvabase, all its pages.
+        // SAFETY: unmapped_buf is constant after boot. In any other buf that
+        // has a bufobj, `map` mapped all pages at b_kvabase.
         unsafe {
             let buf = self.0.as_mut();
             if !buf.b_bufobj.is_null() && buf.b_data != sys::unmapped_buf {
@@ -349,21 +357,23 @@ impl<C> Pbuf<C> {
         }
     }
 
-    /// Send the buf to its device, and sleep until the I/O is over.
+    /// Sends the buf to its device, and waits for the I/O. Sleeps: yes.
     pub fn read(self) -> Self {
         let bp = self.start(sys::bdone);
-        // SAFETY: bdone() says when the I/O is over; then the buf is ours again.
+        // SAFETY: bdone() wakes this thread when the I/O is over; then the buf
+        // is ours.
         unsafe { sys::bwait(bp.as_ptr(), sys::PVM as u8, WAIT.as_ptr()) };
         Self(bp, PhantomData)
     }
 
-    /// Hand the buf to its device; it belongs to the disk until `iodone` is called.
+    /// Hands the buf to its device. It belongs to the disk until `iodone` is
+    /// called.
     fn start(self, iodone: unsafe extern "C" fn(*mut sys::buf)) -> NonNull<sys::buf> {
         let this = ManuallyDrop::new(self);
         let bp = this.0.as_ptr();
-        // SAFETY: the header is complete (`address`); from bstrategy() on the
-        // buf is not ours, and nothing here touches it after. runningbufspace
-        // is not claimed: it governs writers, and bread(9) does not claim it either.
+        // SAFETY: `address` has completed the header. From bstrategy() on the
+        // buf is not ours, and nothing here accesses it. It claims no
+        // runningbufspace, which governs writers; nor does bread(9).
         unsafe {
             sys::shim_VM_CNT_VNODE_IN((*bp).b_npages as u32);
             sys::shim_buf_begin(bp, Some(iodone));
@@ -372,28 +382,29 @@ impl<C> Pbuf<C> {
         this.0
     }
 
-    /// Take the mapping away and tell how the I/O went. A transfer that is
-    /// shorter than asked for is an error, whatever the device says.
+    /// Removes the mapping and returns the outcome of the I/O. Errors: the
+    /// device's; EIO for a short transfer, even when the device reports none.
     pub fn outcome(&mut self) -> Result<(), Errno> {
         if !self.is_unmanaged() {
             self.unmap();
         }
-        // SAFETY: reads fields of our own buf.
+        // SAFETY: reads fields of a buf that we own.
         Errno::check(unsafe { sys::shim_buf_error(self.0.as_ptr()) })?;
         if self.buf().b_resid != 0 { Err(Errno::EIO) } else { Ok(()) }
     }
 
     /// Whether the I/O of a completed buf has failed.
     pub fn has_failed(&self) -> bool {
-        // SAFETY: reads fields of our own buf.
+        // SAFETY: reads fields of a buf that we own.
         unsafe { sys::shim_buf_error(self.0.as_ptr()) != 0 }
     }
 
-    /// Put pages that nobody asked for on the queues: those of them that
-    /// `keep` says are valid now. The rest is freed.
+    /// Releases the extra pages. Puts those that `keep` reports as valid on the
+    /// page queues, and frees the others under the object's write lock.
     pub fn finish_extras(&mut self, keep: impl Fn(&BusiedPage) -> bool) {
         let (before, after, all) = self.counts();
-        // SAFETY: extras are busied pages of one object, which waits for them.
+        // SAFETY: extra pages are busied pages of one object, which waits for
+        // them.
         let Some(object) = self.extras().next().and_then(|page| unsafe {
             NonNull::new((*page.as_ptr()).object).map(|object| Object::new(object))
         }) else {
@@ -401,9 +412,10 @@ impl<C> Pbuf<C> {
         };
         let mut locked = None;
         for page in self.extras() {
-            // SAFETY: extras were allocated by `fill_*`, invalid, and are let
-            // go of exactly once: the counts are reset below. What is not
-            // kept is still invalid, and freed under the write lock.
+            // SAFETY: `fill_*` allocated the extra pages, invalid. Each is
+            // released exactly once, since the counts are reset below. A page
+            // that is not kept is still invalid, and freed under the write
+            // lock.
             unsafe {
                 if keep(page) {
                     page.readahead_finish();
@@ -422,8 +434,9 @@ impl<C> Pbuf<C> {
         self.set_counts(0, 0, rest);
     }
 
-    /// Make a failed buf, whose extras are gone, ask for the pages of the
-    /// request only; `behind` of its pages had come before them.
+    /// Restricts a failed buf to the pages of the request, for a retry. Its
+    /// extra pages are released already; `behind`: those that lay before the
+    /// request.
     pub fn narrow(&mut self, behind: u32) {
         let npages = self.counts().2;
         let unmapped = self.vnode().is_some_and(|vnode| vnode.takes_unmapped());
@@ -437,45 +450,45 @@ impl<C> Pbuf<C> {
         self.map(unmapped, 0);
     }
 
-    /// Where on the device the buf reads from, in units of DEV_BSIZE.
+    /// The first block that the buf reads, in units of DEV_BSIZE.
     pub fn blkno(&self) -> i64 {
         self.buf().b_blkno
     }
 
-    /// Bytes that the buf asks the device for.
+    /// The length of the transfer, in bytes.
     pub fn bytes(&self) -> u32 {
         self.buf().b_bcount.max(0) as u32
     }
 
     /// The vnode that the buf reads for.
     pub fn vnode(&self) -> Option<Vnode<'_>> {
-        // SAFETY: while the buf's pages are busied the vnode's object, and
-        // with it the vnode, waits for them.
+        // SAFETY: the object, and with it the vnode, waits for the buf's busied
+        // pages.
         NonNull::new(self.buf().b_vp).map(|vp| unsafe { Vnode::new(vp) })
     }
 }
 
 impl<C: Completion> Pbuf<C> {
-    /// Send the buf to its device. [`Completion::completed`] gets it, possibly
-    /// before this returns.
+    /// Sends the buf to its device. [`Completion::completed`] gets it back,
+    /// possibly before this returns. May sleep for a bio.
     pub fn send(self) {
         self.start(iodone::<C>);
     }
 
-    /// Send the buf to its device, whose completion may be [claimed](Claim).
+    /// Sends the buf to its device. The sender may [claim](Claim) it.
     pub fn send_claimable(self) -> Claim<C> {
         Claim(self.start(iodone_claimable::<C>), PhantomData)
     }
 }
 
-/// What is displayed by ps(1) while a thread waits for an I/O.
+/// The wait channel that ps(1) shows while a thread waits for an I/O.
 const WAIT: &core::ffi::CStr = c"appgin";
 
 /// `b_iodone` of every buf that was sent with [`Pbuf::send`].
 unsafe extern "C" fn iodone<C: Completion>(bp: *mut sys::buf) {
     if let Some(bp) = NonNull::new(bp) {
-        // SAFETY: called once for each `send`, with its buf, which the disk
-        // has no use for any more.
+        // SAFETY: called once for each `send`, with its buf, which the disk has
+        // released.
         C::completed(Pbuf(bp, PhantomData));
     }
 }
@@ -483,8 +496,9 @@ unsafe extern "C" fn iodone<C: Completion>(bp: *mut sys::buf) {
 /// `b_iodone` of every buf that was sent with [`Pbuf::send_claimable`].
 unsafe extern "C" fn iodone_claimable<C: Completion>(bp: *mut sys::buf) {
     let Some(bp) = NonNull::new(bp) else { return };
-    // SAFETY: as in `iodone`. The buf is out until both sides have come to it,
-    // so that its claim can be used; what that says decides who owns it.
+    // SAFETY: as in `iodone`. The buf stays out of the pool until both sides
+    // have arrived, so its claim can be used. The claim's state decides the
+    // owner.
     unsafe {
         match (*tail::<C>(bp).as_ptr()).claim.back() {
             Back::Left => C::completed(Pbuf(bp, PhantomData)),
@@ -494,40 +508,40 @@ unsafe extern "C" fn iodone_claimable<C: Completion>(bp: *mut sys::buf) {
     }
 }
 
-/// The right to say what becomes of a buf in flight: the thread that sent it
-/// takes it back, or leaves it to [`Completion::completed`].
+/// A claim on a buf in flight. The sending thread takes the buf back, or leaves
+/// it to [`Completion::completed`].
 ///
-/// Whichever comes second, claim or I/O, owns the buf. A claim that is dropped
-/// waits for the buf and drops it.
+/// The second of the two events, claim and end of I/O, decides the owner.
+/// Dropping a claim waits for the I/O and calls [`Completion::abandoned`].
 ///
 /// # Invariants
 ///
-/// The buf was sent by [`Pbuf::send_claimable`], and this is its only claim.
+/// [`Pbuf::send_claimable`] sent the buf, and this is its only claim.
 pub struct Claim<C: Completion>(NonNull<sys::buf>, PhantomData<C>);
 
 impl<C: Completion> Claim<C> {
     fn state(&self) -> &Handover {
-        // SAFETY: the buf is out until both sides have come to it.
+        // SAFETY: the buf stays out of the pool until both sides have arrived.
         unsafe { &(*tail::<C>(self.0).as_ptr()).claim }
     }
 
-    /// Leave the buf to its completion; gives it back if its I/O is over already.
-    /// Never sleeps.
+    /// Leaves the buf to its completion. Gives it back when the I/O is over
+    /// already. Sleeps: no.
     pub fn leave(self) -> Option<Pbuf<C>> {
         let this = ManuallyDrop::new(self);
-        // A Pbuf that is made is owned: only of a buf that is back.
+        // Make a Pbuf, which owns its buf, only of a buf whose I/O is over.
         this.state().leave().then(|| Pbuf(this.0, PhantomData))
     }
 
-    /// Take the buf back. Sleeps until its I/O is over.
+    /// Takes the buf back. Sleeps: until the I/O is over.
     pub fn wait(self) -> Pbuf<C> {
         ManuallyDrop::new(self).take_back()
     }
 
     fn take_back(&self) -> Pbuf<C> {
         if !self.state().want() {
-            // SAFETY: alive until it is claimed; `iodone_claimable` says when
-            // the I/O is over.
+            // SAFETY: the buf lives until it is claimed. `iodone_claimable`
+            // wakes this thread when the I/O is over.
             unsafe { sys::bwait(self.0.as_ptr(), sys::PVM as u8, WAIT.as_ptr()) };
         }
         Pbuf(self.0, PhantomData)
@@ -546,10 +560,10 @@ impl<C> Drop for Pbuf<C> {
         self.finish_extras(|_| false);
         let (.., all) = self.counts();
         let (bp, unmanaged) = (self.0.as_ptr(), self.is_unmanaged());
-        // SAFETY: ours; this is its last use. pbrelbo() wants a buf that has
-        // a bufobj and no vnode. Pages without an object were allocated wired
-        // by `fill_unmanaged`. The context is taken out before the pool has
-        // the buf, and is the last to go: what it holds keeps the mount.
+        // SAFETY: we own the buf, and this is its last use. pbrelbo() requires
+        // a bufobj and no vnode. `fill_unmanaged` allocated the pages without
+        // an object, wired. The context is taken out before the buf goes to the
+        // pool and dropped last: it keeps the mount.
         unsafe {
             for i in 0..if unmanaged { all } else { 0 } {
                 let page = *self.slot(i);

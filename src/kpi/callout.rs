@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! callout(9): a function called after a while, in a thread that must not sleep.
+//! callout(9): calls a function after a delay, in a thread that must not sleep.
 
 use core::{cell::UnsafeCell, ffi::c_void, mem::MaybeUninit};
 
@@ -9,8 +9,8 @@ use super::sys;
 ///
 /// # Invariants
 ///
-/// Initialized between [`Callout::init`] and [`Callout::drain`]; callout(9)'s
-/// own locks guard the fields.
+/// [`Callout::init`] initializes the callout and [`Callout::drain`] ends its
+/// use. In between, callout(9)'s own locks guard the fields.
 pub struct Callout(UnsafeCell<MaybeUninit<sys::callout>>);
 
 // SAFETY: see the invariant.
@@ -23,7 +23,7 @@ impl Default for Callout {
 }
 
 impl Callout {
-    /// A timer that is yet to be initialized.
+    /// A timer that [`Callout::init`] has not initialized yet.
     pub const fn new() -> Self {
         Self(UnsafeCell::new(MaybeUninit::zeroed()))
     }
@@ -34,23 +34,25 @@ impl Callout {
 
     /// callout_init(9), MP-safe.
     pub fn init(&'static self) {
-        // SAFETY: static memory; called once from MOD_LOAD.
+        // SAFETY: static memory, which MOD_LOAD initializes once.
         unsafe { sys::shim_callout_init(self.raw()) };
     }
 
-    /// Call `function` in `us` microseconds, a quarter more at the most;
-    /// replaces what was to be called before.
+    /// Calls `function` after `us` microseconds, or up to a quarter later.
+    /// Replaces an earlier request. Sleeps: no.
     pub fn reset(&'static self, us: u32, function: fn()) {
-        // SAFETY: initialized by the invariant; the argument is what `fire` takes it for.
+        // SAFETY: initialized (invariant); `fire` reads the argument as the
+        // fn() it is.
         unsafe {
             sys::shim_callout_reset_us(self.raw(), us, Some(fire), function as *mut c_void);
         }
     }
 
-    /// callout_drain(9): nothing is called any more when this returns. May
-    /// sleep. The caller has made sure that nobody calls [`Callout::reset`].
+    /// callout_drain(9): stops the timer and waits for a call in progress. The
+    /// caller ensures that no thread calls [`Callout::reset`]. Sleeps: yes.
     pub fn drain(&'static self) {
-        // SAFETY: initialized by the invariant; module events may sleep.
+        // SAFETY: initialized (invariant); only module events call this, and
+        // they may sleep.
         unsafe { sys::shim_callout_drain(self.raw()) };
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! condvar(9): sleeping until another thread changes what a mutex protects.
+//! condvar(9): sleeps until another thread changes the state that a mutex
+//! protects.
 
 use core::{cell::UnsafeCell, ffi::CStr, mem::MaybeUninit};
 
@@ -9,8 +10,8 @@ use super::{mutex::Guard, sys};
 ///
 /// # Invariants
 ///
-/// Between [`Condvar::init`] and [`Condvar::destroy`] it is initialized and
-/// does not move; the mutex protects its fields.
+/// Between [`Condvar::init`] and [`Condvar::destroy`] the value is initialized
+/// and does not move. The mutex protects its fields.
 pub struct Condvar(UnsafeCell<MaybeUninit<sys::cv>>);
 
 // SAFETY: see the invariant.
@@ -25,7 +26,7 @@ impl Default for Condvar {
 }
 
 impl Condvar {
-    /// A condition variable that is yet to be initialized, in its place.
+    /// A condition variable that [`Condvar::init`] has not initialized yet.
     pub const fn new() -> Self {
         Self(UnsafeCell::new(MaybeUninit::zeroed()))
     }
@@ -34,29 +35,30 @@ impl Condvar {
         self.0.get().cast()
     }
 
-    /// cv_init(9). `name` is what ps(1) shows of a thread that waits.
+    /// cv_init(9). `name`: the wait channel that ps(1) shows.
     pub fn init(&self, name: &'static CStr) {
-        // SAFETY: zeroed memory that stays in place; called once, before use.
+        // SAFETY: zeroed memory that does not move; initialized once, before
+        // use.
         unsafe { sys::shim_cv_init(self.raw(), name.as_ptr()) };
     }
 
-    /// cv_destroy(9). The caller has made sure that nobody waits any more.
+    /// cv_destroy(9). The caller ensures that no thread waits any more.
     pub fn destroy(&self) {
         // SAFETY: initialized by `init`.
         unsafe { sys::shim_cv_destroy(self.raw()) };
     }
 
-    /// Release the mutex, sleep until a [`Condvar::signal`], and lock it
-    /// again. Wakes up without cause at times.
+    /// cv_wait(9): releases the mutex, sleeps until a [`Condvar::signal`], and
+    /// locks the mutex again. Spurious wakeups are possible.
     pub fn wait<'a, T>(&self, guard: Guard<'a, T>) -> Guard<'a, T> {
-        // SAFETY: initialized by the invariant; the guard's thread holds the mutex.
+        // SAFETY: initialized (invariant); the guard's thread holds the mutex.
         unsafe { sys::shim_cv_wait(self.raw(), guard.raw()) };
         guard
     }
 
-    /// Wake the thread that has waited longest. The caller holds the mutex.
+    /// cv_signal(9): wakes the longest waiting thread. Locks: the mutex.
     pub fn signal(&self) {
-        // SAFETY: initialized by the invariant.
+        // SAFETY: initialized (invariant).
         unsafe { sys::shim_cv_signal(self.raw()) };
     }
 }

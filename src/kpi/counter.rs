@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! counter(9).
+//! counter(9): per-CPU statistics counters.
 
 use core::{
     ptr,
@@ -8,59 +8,62 @@ use core::{
 
 use super::sys;
 
-/// A per-CPU statistics counter; adding is a single instruction without a lock.
+/// A per-CPU statistics counter. Adding to it takes no lock.
 ///
 /// # Invariants
 ///
-/// The pointer is null, or what counter_u64_alloc() returned and nobody freed.
+/// The pointer is null, or came from counter_u64_alloc() and has not been
+/// freed.
 #[repr(transparent)]
 pub struct Counter(AtomicPtr<u64>);
 
 impl Counter {
-    /// A counter without memory: additions vanish until [`Counter::allocate`].
+    /// A counter without memory. Additions are lost until
+    /// [`Counter::allocate`].
     pub const fn new() -> Self {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Get the counter its memory, at zero. May sleep.
+    /// Allocates the counter's memory; it starts at zero. Sleeps: yes.
     pub fn allocate(&self) {
-        // SAFETY: called from a module event, where M_WAITOK is allowed; with
-        // it the call cannot fail.
+        // SAFETY: module events may use M_WAITOK, with which the allocation
+        // cannot fail.
         let counter = unsafe { sys::counter_u64_alloc(sys::M_WAITOK) };
         self.0.store(counter, Ordering::Release);
     }
 
-    /// Give the memory back. The caller has made sure that nobody adds any more.
+    /// Frees the counter's memory. The caller ensures that no thread adds any
+    /// more.
     pub fn release(&self) {
         let counter = self.0.swap(ptr::null_mut(), Ordering::AcqRel);
         if !counter.is_null() {
-            // SAFETY: by the invariant it came from counter_u64_alloc(), and
-            // the swap makes this the only free.
+            // SAFETY: from counter_u64_alloc() (invariant); the swap makes this
+            // the only free.
             unsafe { sys::counter_u64_free(counter) };
         }
     }
 
-    /// Add `n`.
+    /// Adds `n`.
     #[inline]
     pub fn add(&self, n: u32) {
         let counter = self.0.load(Ordering::Relaxed);
         if !counter.is_null() {
-            // SAFETY: by the invariant it is a live counter(9).
+            // SAFETY: a live counter(9) (invariant).
             unsafe { sys::shim_counter_u64_add(counter, i64::from(n)) };
         }
     }
 
-    /// The sum over all CPUs; additions under way may be in it or not.
+    /// The sum over all CPUs. Concurrent additions may be missing from it.
     pub fn fetch(&self) -> u64 {
         let counter = self.0.load(Ordering::Relaxed);
         if counter.is_null() {
             return 0;
         }
-        // SAFETY: by the invariant it is a live counter(9).
+        // SAFETY: a live counter(9) (invariant).
         unsafe { sys::counter_u64_fetch(counter) }
     }
 
-    /// Where the kernel finds the counter: what SYSCTL_COUNTER_U64 points at.
+    /// The address of the counter's pointer, as SYSCTL_COUNTER_U64 expects it.
     pub(super) fn location(&'static self) -> *mut core::ffi::c_void {
         self.0.as_ptr().cast()
     }
@@ -72,7 +75,8 @@ impl Default for Counter {
     }
 }
 
-/// How many threads are somewhere, without a cache line that all CPUs share.
+/// Counts the threads inside a section of code, without a cache line that all
+/// CPUs share.
 pub struct Passage {
     entered: Counter,
     left: Counter,
@@ -85,12 +89,12 @@ impl Default for Passage {
 }
 
 impl Passage {
-    /// Nobody; nobody is counted before [`Passage::allocate`].
+    /// An empty section. Threads are counted only after [`Passage::allocate`].
     pub const fn new() -> Self {
         Self { entered: Counter::new(), left: Counter::new() }
     }
 
-    /// See [`Counter::allocate`]. To be called before anybody enters.
+    /// See [`Counter::allocate`]. Called before the first thread enters.
     pub fn allocate(&self) {
         self.entered.allocate();
         self.left.allocate();
@@ -102,20 +106,21 @@ impl Passage {
         self.left.release();
     }
 
-    /// One more.
+    /// The calling thread enters.
     #[inline]
     pub fn enter(&self) {
         self.entered.add(1);
     }
 
-    /// One less.
+    /// The calling thread leaves.
     #[inline]
     pub fn leave(&self) {
         self.left.add(1);
     }
 
-    /// How many, at most. Exact once nobody enters any more, and 0 only if
-    /// nobody was there when this was called: who left is counted first.
+    /// An upper bound of the threads inside, since the departures are read
+    /// first. Exact once no thread enters any more. 0 means that no thread was
+    /// inside when this was called.
     pub fn now(&self) -> u64 {
         let left = self.left.fetch();
         self.entered.fetch().saturating_sub(left)

@@ -12,7 +12,7 @@ pub struct Errno(c_int);
 impl Errno {
     /// Input/output error.
     pub const EIO: Self = Self(sys::EIO);
-    /// Device not configured: it is gone, and asking again is useless.
+    /// Device not configured: the device is gone, and a retry is useless.
     pub const ENXIO: Self = Self(sys::ENXIO);
     /// Invalid argument.
     pub const EINVAL: Self = Self(sys::EINVAL);
@@ -24,10 +24,10 @@ impl Errno {
     pub const EAGAIN: Self = Self(sys::EAGAIN);
     /// Operation not supported: the filesystem has no such VOP.
     pub const EOPNOTSUPP: Self = Self(sys::EOPNOTSUPP);
-    /// Exec format error: a module for another kernel.
+    /// Exec format error: the module was built for another kernel.
     pub const ENOEXEC: Self = Self(sys::ENOEXEC);
 
-    /// What a kernel function returned: 0 is success.
+    /// Converts a kernel function's return value: 0 is success.
     pub fn check(code: c_int) -> Result<(), Self> {
         match code {
             0 => Ok(()),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! VOP_GETPAGES(9) and VOP_GETPAGES_ASYNC(9): a call's arguments, and its reply,
-//! which may outlive the call.
+//! VOP_GETPAGES(9) and VOP_GETPAGES_ASYNC(9): the arguments of a call, and its
+//! reply, which may outlive the call.
 
 use core::{
     ffi::{CStr, c_int, c_void},
@@ -15,18 +15,18 @@ use super::{
     vnode::Vnode,
 };
 
-/// C's type of a getpages completion callback.
+/// The C type of a getpages completion callback.
 pub type IodoneFn = unsafe extern "C" fn(*mut c_void, *mut sys::vm_page_t, c_int, c_int);
 
-/// The caller's right to hear of its request's end, exactly once.
+/// The duty to call `a_iodone` exactly once for a request.
 ///
-/// Sending it consumes it. One that is dropped unsent tells EIO: no path can
-/// forget its caller.
+/// Sending a reply consumes it. Dropping an unsent reply sends EIO, so that no
+/// path can forget the caller.
 ///
 /// # Invariants
 ///
-/// `pages` and `count` are the request's, and `iodone` has not been called
-/// for it yet.
+/// `pages` and `count` are the request's. `iodone` has not been called for it
+/// yet.
 pub struct Reply {
     iodone: Option<IodoneFn>,
     arg: *mut c_void,
@@ -37,8 +37,8 @@ pub struct Reply {
 impl Reply {
     /// # Safety
     ///
-    /// `pages[..count]` are the pages of a request that waits for `iodone`,
-    /// and stay readable and writable until the reply is sent.
+    /// `pages[..count]` are the pages of a request that waits for `iodone`.
+    /// They stay readable and writable until the reply is sent.
     unsafe fn new(
         iodone: Option<IodoneFn>,
         arg: *mut c_void,
@@ -48,18 +48,19 @@ impl Reply {
         Self { iodone, arg, pages, count }
     }
 
-    /// Whether somebody is to be called back.
+    /// Whether the call has a completion callback.
     pub fn is_async(&self) -> bool {
         self.iodone.is_some()
     }
 
-    /// Tell the caller. Its pages are its own from here on.
+    /// Calls `a_iodone` with the outcome. From here on the caller owns its
+    /// pages.
     pub fn send(self, outcome: Result<(), Errno>) {
         self.call(outcome);
         mem::forget(self);
     }
 
-    /// Give the duty to call back to the original VOP.
+    /// Hands the duty to call `a_iodone` to the original VOP.
     pub fn pass_on(self) {
         mem::forget(self);
     }
@@ -67,8 +68,8 @@ impl Reply {
     fn call(&self, outcome: Result<(), Errno>) {
         if let Some(iodone) = self.iodone {
             let error = outcome.map_or_else(Errno::code, |()| 0);
-            // SAFETY: by the invariant this is the one call that the
-            // request's owner waits for, with its own pages.
+            // SAFETY: the request waits for this one call, with its own pages
+            // (invariant).
             unsafe { iodone(self.arg, self.pages, self.count, error) };
         }
     }
@@ -80,16 +81,17 @@ impl Drop for Reply {
     }
 }
 
-/// A caller's `rbehind` or `rahead`: a wish that becomes a report. May be absent.
+/// A caller's `rbehind` or `rahead`: the pages it wishes for on entry, and the
+/// pages really read on return. May be absent.
 pub struct Extra<'a>(Option<&'a mut c_int>);
 
 impl Extra<'_> {
-    /// Pages wished for.
+    /// The pages wished for.
     pub fn wish(&self) -> u32 {
         self.0.as_ref().map_or(0, |n| (**n).max(0) as u32)
     }
 
-    /// Report the pages really read.
+    /// Reports the pages really read.
     pub fn report(&mut self, pages: u32) {
         if let Some(n) = &mut self.0 {
             **n = c_int::try_from(pages).unwrap_or(c_int::MAX);
@@ -97,38 +99,40 @@ impl Extra<'_> {
     }
 }
 
-/// What becomes of a call.
+/// The outcome of a call.
 pub enum Answer<'a> {
-    /// `VM_PAGER_OK`, or the error that the reply has told already.
+    /// The module has served the call: `VM_PAGER_OK`, or an error that the
+    /// reply has reported already.
     Done(Result<(), PagerError>),
-    /// The original VOP is to serve it: nothing has been touched or told.
+    /// The original VOP must serve the call. The pages are untouched and the
+    /// reply is unsent.
     Original(Getpages<'a>),
-    /// The sync VOP is to serve it, which waits for the data: the filesystem
-    /// has no block map. Nothing has been told.
+    /// The sync VOP must serve the call, and waits for the data, since the
+    /// filesystem has no block map. The reply is unsent.
     Emulate(Getpages<'a>),
 }
 
 /// One call of VOP_GETPAGES or VOP_GETPAGES_ASYNC.
 pub struct Getpages<'a> {
-    /// The file; locked by the caller.
+    /// The file. The caller holds its lock.
     pub vnode: Vnode<'a>,
-    /// The pages asked for; at least one.
+    /// The requested pages; at least one.
     pub pages: &'a [BusiedPage],
     /// Read-behind, wished and reported.
     pub behind: Extra<'a>,
     /// Read-ahead, wished and reported.
     pub ahead: Extra<'a>,
-    /// The caller's callback; without one in the sync form.
+    /// The caller's callback. Empty in the sync form.
     pub reply: Reply,
 }
 
 impl<'a> Getpages<'a> {
     /// # Safety
     ///
-    /// `ap` is the argument of a VOP_GETPAGES_ASYNC in progress. The reply of
-    /// what this returns must be the only one to call `a_iodone`.
+    /// `ap` is the argument of a VOP_GETPAGES_ASYNC in progress. Only the reply
+    /// of the returned value calls `a_iodone`.
     pub(super) unsafe fn from_async(ap: &'a mut sys::vop_getpages_async_args) -> Option<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: see this function's contract.
         unsafe {
             Self::new(ap.a_vp, ap.a_m, ap.a_count, ap.a_rbehind, ap.a_rahead, ap.a_iodone, ap.a_arg)
         }
@@ -138,7 +142,7 @@ impl<'a> Getpages<'a> {
     ///
     /// `ap` is the argument of a VOP_GETPAGES in progress.
     pub(super) unsafe fn from_sync(ap: &'a mut sys::vop_getpages_args) -> Option<Self> {
-        // SAFETY: the caller's promise.
+        // SAFETY: see this function's contract.
         unsafe {
             Self::new(
                 ap.a_vp,
@@ -163,9 +167,9 @@ impl<'a> Getpages<'a> {
     ) -> Option<Self> {
         let pages = NonNull::new(m)?;
         let length = usize::try_from(count).ok().filter(|n| *n > 0)?;
-        // SAFETY: by the VOP's contract the vnode is locked, m[..count] are
-        // busied pages (bogus_page among them), and the two ints are the
-        // caller's or NULL, all for as long as the call lasts.
+        // SAFETY: by the VOP's contract the vnode is locked, and m[..count] are
+        // busied pages or bogus_page. The two ints are the caller's or NULL.
+        // All of them last as long as the call.
         unsafe {
             Some(Self {
                 vnode: Vnode::new(NonNull::new(vp)?),
@@ -178,7 +182,7 @@ impl<'a> Getpages<'a> {
     }
 }
 
-/// The argument of the VOP_GETPAGES that stands for an async call.
+/// The argument of the VOP_GETPAGES that emulates an async call.
 pub(super) fn sync_args(ap: &sys::vop_getpages_async_args) -> sys::vop_getpages_args {
     sys::vop_getpages_args {
         a_gen: sys::vop_generic_args { a_desc: &raw mut sys::vop_getpages_desc },
@@ -190,8 +194,8 @@ pub(super) fn sync_args(ap: &sys::vop_getpages_async_args) -> sys::vop_getpages_
     }
 }
 
-/// Where the calls live that go on after their VOP has returned; `T` is the
-/// module's own part of each.
+/// Memory for the calls that outlive their VOP. `T`: the module's own part of a
+/// call.
 pub struct PendingZone<T: 'static>(Zone, PhantomData<T>);
 
 impl<T> Default for PendingZone<T> {
@@ -200,8 +204,8 @@ impl<T> Default for PendingZone<T> {
     }
 }
 
-// SAFETY: the zone may be used by all threads; values are reached through
-// `Pending` only, which has bounds of its own.
+// SAFETY: uma(9) zones are MP-safe. Values are reachable through `Pending`
+// only, which has bounds of its own.
 unsafe impl<T> Sync for PendingZone<T> {}
 
 impl<T> PendingZone<T> {
@@ -212,20 +216,21 @@ impl<T> PendingZone<T> {
 }
 
 impl<T: Send + Sync> PendingZone<T> {
-    /// Make the zone. May sleep; called once from MOD_LOAD.
+    /// Creates the zone. Called once, from MOD_LOAD. Sleeps: yes. Errors:
+    /// ENOMEM.
     pub fn create(&self, name: &'static CStr) -> Result<(), Errno> {
         let pages = (buf::max_pages() as usize).saturating_mul(size_of::<BusiedPage>());
         self.0.create(name, size_of::<Item<T>>().saturating_add(pages))
     }
 
-    /// Take the zone down. The caller has made sure that nothing is pending.
+    /// Destroys the zone. The caller ensures that no call is pending.
     pub fn destroy(&self) {
         self.0.destroy();
     }
 
-    /// Let a call go on after its VOP has returned. The reply comes back when
-    /// it has more pages than a buf can hold, or there is no zone. Sleeps only
-    /// while memory is too short for one item.
+    /// Makes a call pending, so that it outlives its VOP. Gives the reply back
+    /// when the call has more pages than a buf can hold, or when there is no
+    /// zone. Sleeps: only when an M_NOWAIT allocation fails.
     pub fn pend(
         &'static self,
         vnode: Vnode<'_>,
@@ -238,7 +243,7 @@ impl<T: Send + Sync> PendingZone<T> {
         }
         let Some(item) = self.0.alloc().map(NonNull::cast::<Item<T>>) else { return Err(reply) };
         // SAFETY: a new item, with room for max_pages() pages behind it. The
-        // pages are the reply's, and readable by its invariant.
+        // reply's pages are readable (invariant).
         unsafe {
             let pages = item.add(1).cast::<sys::vm_page_t>().as_ptr();
             pages.copy_from_nonoverlapping(reply.pages, count);
@@ -256,7 +261,7 @@ impl<T: Send + Sync> PendingZone<T> {
     }
 }
 
-/// A pending call in memory; its pages lie behind it.
+/// A pending call in memory. The pointers to its pages lie behind it.
 struct Item<T: 'static> {
     shares: Shares,
     zone: &'static PendingZone<T>,
@@ -265,29 +270,29 @@ struct Item<T: 'static> {
     value: T,
 }
 
-// The pages behind an item are aligned.
+// The page pointers behind an item are aligned.
 const _: () = assert!(align_of::<Item<()>>() >= align_of::<sys::vm_page_t>());
 
-/// A share of a call that has not been answered yet: one for each I/O that is
-/// under way for it, and one for the thread that starts them.
+/// A reference to a pending call: one for each I/O in flight for it, and one
+/// for the thread that starts them.
 ///
-/// [`Pending::finish`] gives a share up. A share that is dropped instead fails
-/// nothing by itself, but when it is the last one the caller is told EIO.
+/// [`Pending::finish`] drops a reference. Dropping one in another way does not
+/// fail the call, but when it is the last one the reply is EIO.
 ///
 /// # Invariants
 ///
-/// The item is alive while there is a share, or its [`Last`]. `shares`
-/// counts them.
+/// The item lives while there is a reference or a [`Last`]. `shares` counts the
+/// references.
 pub struct Pending<T: 'static>(NonNull<Item<T>>);
 
-// SAFETY: the value is shared by threads that each have a share.
+// SAFETY: each thread that accesses the value holds a reference.
 unsafe impl<T: Send + Sync> Send for Pending<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for Pending<T> {}
 
 impl<T> Pending<T> {
     fn item(&self) -> &Item<T> {
-        // SAFETY: alive by the invariant.
+        // SAFETY: the item lives (invariant).
         unsafe { self.0.as_ref() }
     }
 
@@ -296,18 +301,18 @@ impl<T> Pending<T> {
         &self.item().value
     }
 
-    /// The pages that were asked for; they are busied until the answer.
+    /// The requested pages. They stay busied until the answer.
     pub fn pages(&self) -> &[BusiedPage] {
         pages(self.item())
     }
 
-    /// The file. Its object waits for the busied pages, and the vnode with it.
+    /// The file. Its object waits for the busied pages, and so does the vnode.
     pub fn vnode(&self) -> Vnode<'_> {
-        // SAFETY: kept by the busied pages until the answer.
+        // SAFETY: the busied pages keep the vnode until the answer.
         unsafe { Vnode::new(self.item().vnode) }
     }
 
-    /// Give this share up. The last one gets the duty to answer.
+    /// Drops this reference. The last one returns the duty to answer.
     pub fn finish(self) -> Option<Last<T>> {
         ManuallyDrop::new(self).release()
     }
@@ -318,7 +323,7 @@ impl<T> Pending<T> {
 }
 
 impl<T> Clone for Pending<T> {
-    /// One more share.
+    /// Adds a reference.
     fn clone(&self) -> Self {
         self.item().shares.add();
         Self(self.0)
@@ -331,12 +336,12 @@ impl<T> Drop for Pending<T> {
     }
 }
 
-/// The last share of a pending call, with the duty to answer it. One that is
-/// dropped answers EIO.
+/// The last reference to a pending call, with the duty to answer it. Dropping
+/// it answers EIO.
 ///
 /// # Invariants
 ///
-/// The item is alive, and this is all that is left of its shares.
+/// The item lives, and no other reference to it is left.
 pub struct Last<T: 'static>(NonNull<Item<T>>);
 
 // SAFETY: as for `Pending`.
@@ -344,7 +349,7 @@ unsafe impl<T: Send + Sync> Send for Last<T> {}
 
 impl<T> Last<T> {
     fn item(&self) -> &Item<T> {
-        // SAFETY: alive by the invariant.
+        // SAFETY: the item lives (invariant).
         unsafe { self.0.as_ref() }
     }
 
@@ -353,25 +358,26 @@ impl<T> Last<T> {
         &self.item().value
     }
 
-    /// The pages that were asked for.
+    /// The requested pages.
     pub fn pages(&self) -> &[BusiedPage] {
         pages(self.item())
     }
 
     /// The file.
     pub fn vnode(&self) -> Vnode<'_> {
-        // SAFETY: kept by the busied pages until the answer.
+        // SAFETY: the busied pages keep the vnode until the answer.
         unsafe { Vnode::new(self.item().vnode) }
     }
 
-    /// Tell the caller. Pages, vnode and mount may go away with this.
+    /// Answers the call. Pages, vnode and mount may go away from here on.
     pub fn answer(self, outcome: Result<(), Errno>) {
         ManuallyDrop::new(self).end(Some(outcome));
     }
 
     fn end(&self, outcome: Option<Result<(), Errno>>) {
-        // SAFETY: nobody else has the item any more. It is moved out, but its
-        // memory, where the reply's pages are, goes back only after the reply.
+        // SAFETY: no other reference is left. The item is moved out first; its
+        // memory, which holds the reply's page pointers, is freed only after
+        // the reply.
         unsafe {
             let Item { zone, reply, value, .. } = self.0.read();
             match outcome {
@@ -391,7 +397,7 @@ impl<T> Drop for Last<T> {
 }
 
 fn pages<T>(item: &Item<T>) -> &[BusiedPage] {
-    // SAFETY: `pend` put the reply's pages behind the item; they are busied
-    // until the answer, and BusiedPage is a transparent pointer.
+    // SAFETY: `pend` put the page pointers behind the item. The pages are
+    // busied until the answer, and BusiedPage is a transparent pointer.
     unsafe { slice::from_raw_parts(item.reply.pages.cast(), item.reply.count.max(0) as usize) }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! malloc(9): arrays that live from load to unload.
+//! malloc(9): arrays that exist from MOD_LOAD to MOD_UNLOAD.
 
 use core::{
     ptr, slice,
@@ -8,12 +8,11 @@ use core::{
 
 use super::{errno::Errno, sys};
 
-/// An array that the module makes when it is loaded and frees when it is
-/// unloaded; empty before and after.
+/// An array that MOD_LOAD creates and MOD_UNLOAD frees. Empty before and after.
 ///
 /// # Invariants
 ///
-/// The pointer is null, or to `len` initialized values.
+/// The pointer is null, or points to `len` initialized values.
 pub struct Array<T> {
     first: AtomicPtr<T>,
     len: AtomicUsize,
@@ -31,8 +30,9 @@ impl<T> Array<T> {
         Self { first: AtomicPtr::new(ptr::null_mut()), len: AtomicUsize::new(0) }
     }
 
-    /// Make `len` values, each from its index, then let `place` see each where it will stay. May
-    /// sleep; called once from MOD_LOAD.
+    /// Allocates `len` values. `value` makes each one from its index; `place`
+    /// then sees it at its final address. Called once, from MOD_LOAD. Sleeps:
+    /// yes. Errors: EINVAL, ENOMEM.
     pub fn create(
         &self,
         len: usize,
@@ -40,13 +40,15 @@ impl<T> Array<T> {
         place: impl Fn(&T),
     ) -> Result<(), Errno> {
         let bytes = len.checked_mul(size_of::<T>()).filter(|n| *n > 0).ok_or(Errno::EINVAL)?;
-        // SAFETY: module events may sleep; malloc(9) aligns to the size, up to a page.
+        // SAFETY: module events may sleep. malloc(9) aligns to the size, up to
+        // a page.
         let first: *mut T = unsafe { sys::shim_malloc_waitok(bytes) }.cast();
         if first.is_null() {
             return Err(Errno::ENOMEM);
         }
         for i in 0..len {
-            // SAFETY: within the allocation, which nobody else knows yet.
+            // SAFETY: the entry lies within the allocation, which no other
+            // thread knows yet.
             unsafe {
                 first.add(i).write(value(i));
                 place(&*first.add(i));
@@ -63,17 +65,19 @@ impl<T> Array<T> {
         if first.is_null() {
             return &[];
         }
-        // SAFETY: by the invariant; `create` stored the length before the pointer.
+        // SAFETY: `len` values are initialized (invariant); `create` stored the
+        // length before the pointer.
         unsafe { slice::from_raw_parts(first, self.len.load(Ordering::Relaxed)) }
     }
 
-    /// Let `last` see each value, and free the array. The caller has made
-    /// sure that nobody uses it any more.
+    /// Calls `last` with each value, and frees the array. The caller ensures
+    /// that no other thread uses it.
     pub fn destroy(&self, last: impl Fn(&T)) {
         self.get().iter().for_each(last);
         let first = self.first.swap(ptr::null_mut(), Ordering::AcqRel);
         if !first.is_null() {
-            // SAFETY: from shim_malloc_waitok(), and the swap makes this the only free.
+            // SAFETY: from shim_malloc_waitok(); the swap makes this the only
+            // free.
             unsafe { sys::shim_free(first.cast()) };
         }
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The kernel programming interface: the only place that calls the kernel.
+//! The kernel programming interface: only these files call the kernel.
 //!
-//! One file for each family, named as the C header is. What these files give
-//! to the rest of the crate is safe: a type stands for what the kernel has
-//! granted (a busied page, a held lock, an owned buf) and its invariants are
-//! what the kernel's own functions assert.
+//! Each file wraps one C header and is named after it. The exported interface
+//! is safe: a type stands for a right that the kernel has granted (a busied
+//! page, a held lock, an owned buf). The invariants of a type are the
+//! conditions that the kernel's own functions assert.
 
 pub mod buf;
 pub mod callout;
@@ -30,7 +30,7 @@ pub mod vm_pager;
 pub mod vnode;
 pub mod vnode_if;
 
-/// What [`sync`] is made of; loom's, in its tests.
+/// The atomics that [`sync`] uses. The loom tests substitute loom's.
 mod atomic {
     pub use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering, fence};
 }

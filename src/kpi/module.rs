@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The module's life as the kernel's linker drives it (module(9)), and whether
-//! this is the kernel that the module was built for.
+//! Module events (module(9)), and the check that the running kernel is the one
+//! that the module was built for.
 
 use core::{
     ffi::{CStr, c_int},
@@ -10,18 +10,19 @@ use core::{
 
 use super::{buf, errno::Errno, proc, sys, vm_page, vnode, vnode_if};
 
-/// What the kernel asks of a module.
+/// The handlers of module events.
 pub trait Module {
-    /// MOD_LOAD: begin. An error refuses the load.
+    /// MOD_LOAD: start. An error refuses the load.
     fn load() -> Result<(), Errno>;
-    /// MOD_QUIESCE: stop, unless that is impossible now.
+    /// MOD_QUIESCE: stop. An error refuses the unload.
     fn quiesce() -> Result<(), Errno>;
-    /// MOD_UNLOAD: give everything back. The code is gone after this.
+    /// MOD_UNLOAD: release all resources. The kernel removes the code
+    /// afterwards.
     fn unload() -> Result<(), Errno>;
 }
 
-/// The module's event handler; sys-headers/shim.c registers it. The module is
-/// the type of this name at the crate's root.
+/// The module's event handler, which sys-headers/shim.c registers. It drives
+/// the type `Asyncpager` at the crate's root.
 #[cfg(target_os = "none")]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn asyncpager_modevent(
@@ -32,7 +33,7 @@ unsafe extern "C" fn asyncpager_modevent(
     event::<crate::Asyncpager>(what)
 }
 
-/// Hand a module event to `M`; the answer for C.
+/// Dispatches a module event to `M`. Returns 0 or an errno, for C.
 pub fn event<M: Module>(what: c_int) -> c_int {
     let result = match what as sys::modeventtype {
         sys::MOD_LOAD => M::load(),
@@ -44,8 +45,8 @@ pub fn event<M: Module>(what: c_int) -> c_int {
     result.map_or_else(Errno::code, |()| 0)
 }
 
-/// Refuse a kernel of another release, or one whose structures are laid out
-/// in another way, with a message that says what to build instead.
+/// Refuses a kernel of another release, or one with other structure layouts.
+/// Prints what to build instead. Sleeps: yes. Errors: ENOEXEC.
 pub fn check_kernel() -> Result<(), Errno> {
     // SAFETY: plain ints, set at build time.
     let (running, built) = unsafe { (sys::osreldate, sys::shim_built_for) };
@@ -82,7 +83,7 @@ pub fn check_kernel() -> Result<(), Errno> {
     })
 }
 
-/// Compare structures with the sizes of the items of their uma(9) zones.
+/// Compares the sizes of structures with the item sizes of their uma(9) zones.
 fn check_zones() -> Result<(), Errno> {
     let pages = buf::max_pages() as usize + 1;
     let zones: [(&CStr, &str, usize); 4] = [
@@ -113,7 +114,8 @@ fn check_zones() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Say that `what` is not laid out as the headers have it, which shows by `how`.
+/// Prints that the layout of `what` differs from the headers; `how`: the
+/// evidence. Errors: ENOEXEC, always.
 fn refuse(what: fmt::Arguments<'_>, how: fmt::Arguments<'_>) -> Result<(), Errno> {
     crate::kprintln!(
         "{what} differs from the headers the module was built with ({how}): build it against \

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Threads: the calling one, and those of the idle class (sys/proc.h).
+//! The calling thread, and the threads of the idle class (sys/proc.h).
 
 use core::{
     ptr,
@@ -8,18 +8,19 @@ use core::{
 
 use super::sys;
 
-/// Whether td_sa of struct thread has been seen where the headers have it.
+/// Set once a known system call has confirmed the offset of `td_sa` in struct
+/// thread.
 static TD_SA_IS_KNOWN: AtomicBool = AtomicBool::new(false);
 
-/// Whether the calling thread's last system call is sendfile(2): it is inside
-/// of it, or has come back from it and does something else on its own account.
-/// False as long as the structure of threads has not been checked.
+/// Whether the calling thread's last system call is sendfile(2). The thread may
+/// still be inside that call, or may have returned from it and now do other
+/// work in the kernel. False until the offset of `td_sa` is confirmed.
 pub fn in_sendfile() -> bool {
     TD_SA_IS_KNOWN.load(Ordering::Relaxed) && syscall_number() == sys::SYS_sendfile as u32
 }
 
-/// In VOP_GETPAGES_ASYNC, which only sendfile(2) calls: check struct thread, if
-/// there was no system call to check it by when the module was loaded.
+/// Confirms the offset of `td_sa`, when MOD_LOAD had no system call to check it
+/// against. Called in VOP_GETPAGES_ASYNC, which only sendfile(2) calls.
 #[inline]
 pub fn trust_td_sa() {
     if !TD_SA_IS_KNOWN.load(Ordering::Relaxed) && syscall_number() == sys::SYS_sendfile as u32 {
@@ -27,9 +28,9 @@ pub fn trust_td_sa() {
     }
 }
 
-/// In MOD_LOAD: check struct thread by the number of the system call,
-/// kldload(2)'s. Err is the number that was read instead. The loader(8) makes no
-/// system call: then [`trust_td_sa`] checks.
+/// Confirms the offset of `td_sa` against the number of kldload(2). Called in
+/// MOD_LOAD. Errors: the number read, when it is another one. The loader(8)
+/// makes no system call: then [`trust_td_sa`] confirms it later.
 pub(super) fn check_td_sa() -> Result<(), u32> {
     // SAFETY: reads a field of the calling thread.
     if unsafe { sys::shim_in_proc0() } {
@@ -48,31 +49,34 @@ fn syscall_number() -> u32 {
     unsafe { sys::shim_syscall_number() }
 }
 
-/// A thread by its numbers.
+/// The numbers of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadId {
-    /// The process.
+    /// The process ID.
     pub pid: i32,
-    /// The thread.
+    /// The thread ID.
     pub tid: i32,
 }
 
-/// Threads of the idle class (idprio(1)) that were running or ready to run.
+/// Threads of the idle class (idprio(1)) that were running or runnable when
+/// [`awake`](Self::awake) listed them.
 ///
 /// # Invariants
 ///
-/// `first` is null and `len` 0, or `first` is from shim_malloc_waitok() and has
-/// `len` initialized entries.
+/// `first` is null and `len` is 0; or `first` comes from shim_malloc_waitok()
+/// and its first `len` entries are initialized.
 pub struct IdleClass {
     first: *mut sys::shim_thread,
     len: usize,
 }
 
 impl IdleClass {
-    /// Entries for threads that come while memory is allocated.
+    /// Spare entries, for threads that become runnable between counting and
+    /// listing.
     const SPARE: usize = 16;
 
-    /// All that are running or ready now, but for the calling thread. Sleeps.
+    /// Lists all threads of the class that are running or runnable now, except
+    /// the calling thread. Locks: none. Sleeps: yes.
     pub fn awake() -> Self {
         let mut room = Self::SPARE;
         loop {
@@ -89,8 +93,8 @@ impl IdleClass {
         }
     }
 
-    /// Forget those that have gone, are asleep, or have been switched out
-    /// `times` times since.
+    /// Removes the threads that have exited, that sleep, or that were switched
+    /// out `times` times since.
     pub fn forget_switched(&mut self, times: u32) {
         let mut left = 0;
         for i in 0..self.len {
@@ -107,9 +111,9 @@ impl IdleClass {
         self.len = left;
     }
 
-    /// One of those that are left.
+    /// The first remaining thread.
     pub fn first(&self) -> Option<ThreadId> {
-        // SAFETY: there is an entry.
+        // SAFETY: `len` is not 0, so the first entry is initialized.
         (self.len > 0)
             .then(|| unsafe { ThreadId { pid: (*self.first).pid, tid: (*self.first).tid } })
     }
@@ -117,23 +121,25 @@ impl IdleClass {
 
 impl Drop for IdleClass {
     fn drop(&mut self) {
-        // SAFETY: by the invariant; free(9) takes NULL.
+        // SAFETY: `first` is null or ours to free (invariant); free(9) accepts
+        // NULL.
         unsafe { sys::shim_free(self.first.cast()) };
     }
 }
 
 /// The calling thread's real uid.
 pub fn real_uid() -> u32 {
-    // SAFETY: reads the calling thread's credentials, which are its own.
+    // SAFETY: a thread may read its own credentials.
     unsafe { sys::shim_real_uid() }
 }
 
-/// Threads that have been told something and will come back with it.
+/// A set of up to `N` threads. A thread adds itself, and removes itself in a
+/// later call.
 ///
 /// # Invariants
 ///
-/// Each entry is 0 or the address of a thread that has claimed it; only that
-/// thread clears it.
+/// Each entry is 0 or the address of a thread; only that thread clears the
+/// entry.
 pub struct Threads<const N: usize> {
     all: [AtomicUsize; N],
     count: AtomicUsize,
@@ -146,12 +152,12 @@ impl<const N: usize> Default for Threads<N> {
 }
 
 impl<const N: usize> Threads<N> {
-    /// Nobody.
+    /// An empty set.
     pub const fn new() -> Self {
         Self { all: [const { AtomicUsize::new(0) }; N], count: AtomicUsize::new(0) }
     }
 
-    /// Note the calling thread. False when there is no room.
+    /// Adds the calling thread. False when the set is full.
     pub fn note(&self) -> bool {
         let me = curthread();
         let free = self.all.iter().any(|entry| {
@@ -163,7 +169,7 @@ impl<const N: usize> Threads<N> {
         free
     }
 
-    /// Forget the calling thread; whether it had been noted.
+    /// Removes the calling thread. True when the thread was in the set.
     pub fn forget(&self) -> bool {
         if self.count.load(Ordering::Acquire) == 0 {
             return false;
@@ -177,13 +183,13 @@ impl<const N: usize> Threads<N> {
         noted.is_some()
     }
 
-    /// How many are noted.
+    /// The number of threads in the set.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)
     }
 }
 
 fn curthread() -> usize {
-    // SAFETY: gives an address only.
+    // SAFETY: reads the address of the calling thread; nothing dereferences it.
     unsafe { sys::shim_curthread() as usize }
 }

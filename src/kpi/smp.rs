@@ -1,30 +1,33 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Waiting until every CPU has moved on (sched(9), smp(9)).
+//! Waits until every CPU has run its runnable threads (sched(9), smp(9)).
 
 use super::sys;
 
-/// Run on every CPU in turn, each time behind all that was runnable there.
+/// Runs on every CPU in turn, each time behind all threads that were runnable
+/// on that CPU. Passes over the CPUs twice.
 ///
-/// A thread that was about to enter this module when its way in was taken
-/// away, or about to return from it, was running or runnable: it does not
-/// sleep between the two instructions in question. When this returns, it has
-/// gone on, unless it is of the idle class. `next` is told of each CPU before
-/// it is waited for: a real-time thread may keep it for ever.
+/// A thread in a window of a few instructions at the module's entry or exit is
+/// running or runnable: it does not sleep there. So it has left the window when
+/// this returns, unless it belongs to the idle class.
 ///
-/// Called in a thread of the module's own, whose priority stays low after this.
+/// `next` gets the number of each CPU before the wait for it, since a real-time
+/// thread may occupy that CPU for ever. The calling thread belongs to the
+/// module, and keeps its low priority afterwards.
+///
 /// Locks: none. Sleeps: yes.
 pub fn pass_every_cpu(next: impl Fn(u32)) {
-    // SAFETY: a plain variable that never changes after boot.
+    // SAFETY: a plain variable, constant after boot.
     let last = unsafe { sys::mp_maxid };
-    // A thread can migrate away from a CPU that is still to come, so twice.
+    // A thread can migrate to a CPU that this pass has left already, hence two
+    // passes.
     for _ in 0..2 {
         for cpu in 0..=last {
             next(cpu);
-            // SAFETY: called without locks, in a thread that may sleep; the
-            // shim skips CPUs that are not there.
+            // SAFETY: the thread holds no locks and may sleep; the shim skips
+            // absent CPUs.
             unsafe { sys::shim_cpu_pass(cpu) };
         }
     }
-    // SAFETY: undoes the binding above.
+    // SAFETY: undoes the binding made above.
     unsafe { sys::shim_cpu_unbind() };
 }

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Ownership that two sides, or the last one of many, decide without a lock.
+//! Lock-free decisions about ownership: between two sides, or by the last of
+//! many references.
 //!
-//! tests/loom.rs runs both through all interleavings.
+//! tests/loom.rs checks both types under all interleavings.
 
 use super::atomic::{AtomicU8, AtomicUsize, Ordering, fence};
 
-/// Who owns a buf whose I/O and whose claim come in either order: whichever is
-/// second.
+/// Decides whether the completion or the sending thread owns a buf. The
+/// completion and the thread's claim arrive in either order; the second to
+/// arrive owns the buf.
 ///
 /// | claim | I/O not over | I/O over |
 /// |---|---|---|
 /// | none yet | `SENT` | `BACK` |
-/// | left to the completion | `LEFT` | the second side owns it |
-/// | wanted by a thread | `WANTED`: it sleeps until the I/O is over | the thread owns it |
+/// | left to the completion | `LEFT` | the second side owns the buf |
+/// | wanted by the thread | `WANTED`: the thread sleeps | the thread owns the buf |
 pub(super) struct Handover(AtomicU8);
 
 const SENT: u8 = 0;
@@ -20,29 +22,31 @@ const BACK: u8 = 1;
 const LEFT: u8 = 2;
 const WANTED: u8 = 3;
 
-/// What the completion finds.
+/// The state that the completion finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Back {
-    /// No claim yet: it owns nothing from here on.
+    /// The thread has not claimed the buf yet, and will own it. The completion
+    /// no longer does.
     Unclaimed,
-    /// The completion owns the buf.
+    /// The thread has left the buf: the completion owns it.
     Left,
-    /// A thread sleeps until it is told that the I/O is over, and owns the buf then.
+    /// The thread sleeps until the completion wakes it, and then owns the buf.
     Wanted,
 }
 
 impl Handover {
-    /// The I/O begins.
+    /// The state of a buf whose I/O begins.
     pub(super) fn new() -> Self {
         Self(AtomicU8::new(SENT))
     }
 
-    /// The I/O begins again.
+    /// Resets the state for another I/O.
     pub(super) fn begin(&self) {
         self.0.store(SENT, Ordering::Relaxed);
     }
 
-    /// The I/O is over. Called once.
+    /// Reports that the I/O is over. Called once for each I/O, by the
+    /// completion.
     pub(super) fn back(&self) -> Back {
         match self.0.swap(BACK, Ordering::AcqRel) {
             LEFT => Back::Left,
@@ -51,34 +55,37 @@ impl Handover {
         }
     }
 
-    /// Leave the buf to its completion; true if the caller owns it, since the I/O
-    /// is over already. Called once, instead of [`want`](Self::want).
+    /// Leaves the buf to its completion. True when the I/O is over already:
+    /// then the caller owns the buf. Called once, instead of
+    /// [`want`](Self::want).
     pub(super) fn leave(&self) -> bool {
         self.0.swap(LEFT, Ordering::AcqRel) == BACK
     }
 
-    /// Want the buf; true if the I/O is over already. Else the caller sleeps until
-    /// it is. It owns the buf in both cases. Called once.
+    /// Claims the buf for the calling thread. True when the I/O is over
+    /// already; when false, the caller sleeps until it is over. The caller owns
+    /// the buf either way. Called once, instead of [`leave`](Self::leave).
     pub(super) fn want(&self) -> bool {
         self.0.swap(WANTED, Ordering::AcqRel) == BACK
     }
 }
 
-/// How many shares there are of something that the last one has to end.
+/// A reference count.
 pub(super) struct Shares(AtomicUsize);
 
 impl Shares {
-    /// One share.
+    /// A count of one.
     pub(super) fn one() -> Self {
         Self(AtomicUsize::new(1))
     }
 
-    /// One more. The caller has a share.
+    /// Adds a reference. The caller holds one.
     pub(super) fn add(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One less; true for the last one, which sees all that the others have written.
+    /// Drops a reference. True for the last one: its holder sees all writes of
+    /// the other holders.
     pub(super) fn release(&self) -> bool {
         if self.0.fetch_sub(1, Ordering::Release) != 1 {
             return false;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The kernel's structures and functions as bindgen reads them from the
-//! release's headers, and what this crate relies on in their layout.
+//! The kernel's structures and functions, as bindgen reads them from the
+//! headers of the release. Asserts the parts of their layout that this crate
+//! relies on.
 #![allow(
     missing_docs,
     non_camel_case_types,
@@ -27,7 +28,7 @@ mod layout {
     // One valid bit per DEV_BSIZE.
     const_assert_eq!(PAGE, 4096);
     const_assert_eq!(PAGE / DEV_BSIZE as u32, 8);
-    // An argument block begins with its vnodeop_desc, as VOP_BYPASS wants it.
+    // An argument block begins with its vnodeop_desc, as VOP_BYPASS requires.
     const_assert_eq!(offset_of!(vop_getpages_async_args, a_gen), 0);
     const_assert_eq!(offset_of!(vop_getpages_args, a_gen), 0);
     // b_pages is a flexible array at the very end.
@@ -37,6 +38,6 @@ mod layout {
         offset_of!(vop_vector, vop_getpages_async),
         offset_of!(vop_vector, vop_getpages) + size_of::<usize>()
     );
-    // A page's address is that of a vm_page, and pointers are words.
+    // A page is named by the address of its vm_page, and pointers are words.
     const_assert_eq!(size_of::<vm_page_t>(), 8);
 }

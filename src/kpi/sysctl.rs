@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! sysctl(9): the module's tree, made at load and taken down at unload.
+//! sysctl(9): the module's tree. MOD_LOAD creates it and MOD_UNLOAD removes it.
 
 use core::{
     cell::UnsafeCell,
@@ -11,17 +11,17 @@ use core::{
 
 use super::{counter::Counter, errno::Errno, sys};
 
-/// The nodes that the module has registered.
+/// The nodes that the module has registered (sysctl_ctx_init(9)).
 ///
 /// # Invariants
 ///
-/// Touched only by module events, which the kernel serializes.
+/// Only module events access it, and the kernel serializes them.
 pub struct Context(UnsafeCell<MaybeUninit<sys::sysctl_ctx_list>>);
 
 // SAFETY: see the invariant.
 unsafe impl Sync for Context {}
 
-/// A node whose children may be added.
+/// A node to which children can be added.
 #[derive(Clone, Copy)]
 pub struct Node(*mut sys::sysctl_oid_list);
 
@@ -29,20 +29,20 @@ bitflags::bitflags! {
     /// An oid's type and flags (CTLTYPE_*, CTLFLAG_*).
     #[derive(Clone, Copy, Debug)]
     pub struct OidKind: u32 {
-        /// A node that has children.
+        /// A node with children.
         const NODE = sys::CTLTYPE_NODE as u32 | sys::CTLFLAG_RW as u32;
-        /// A 64-bit number to read.
+        /// A read-only 64-bit number.
         const COUNTER = sys::CTLTYPE_U64 as u32 | sys::CTLFLAG_RD as u32 | sys::CTLFLAG_MPSAFE as u32;
-        /// A 32-bit number to read and write, and a loader tunable.
+        /// A writable 32-bit number that is also a loader tunable.
         const NUMBER = sys::CTLTYPE_UINT as u32 | sys::CTLFLAG_RWTUN as u32 | sys::CTLFLAG_MPSAFE as u32;
-        /// A 32-bit number that only the loader sets.
+        /// A 32-bit number that only the loader sets; read-only afterwards.
         const BOOT_NUMBER = sys::CTLTYPE_UINT as u32 | sys::CTLFLAG_RDTUN as u32 | sys::CTLFLAG_MPSAFE as u32;
-        /// A bool to read and write, and a loader tunable.
+        /// A writable bool that is also a loader tunable.
         const SWITCH = sys::CTLTYPE_U8 as u32 | sys::CTLFLAG_RWTUN as u32 | sys::CTLFLAG_MPSAFE as u32;
     }
 }
 
-/// A number that has bounds.
+/// A number with bounds.
 pub struct Limit {
     value: AtomicU32,
     min: u32,
@@ -61,17 +61,17 @@ impl Limit {
     }
 }
 
-/// Handler of a [`Limit`]: EINVAL for a number out of bounds.
+/// Handler of a [`Limit`]. Errors: EINVAL when the new value is out of bounds.
 unsafe extern "C" fn limit(
     oid: *mut sys::sysctl_oid,
     arg: *mut c_void,
     _: sys::intmax_t,
     req: *mut sys::sysctl_req,
 ) -> c_int {
-    // SAFETY: `Context::limit` registered a static Limit.
+    // SAFETY: `Context::limit` registered a static Limit as the argument.
     let limit = unsafe { &*arg.cast_const().cast::<Limit>() };
     let mut new = limit.get();
-    // SAFETY: called by sysctl(9); `new` is a place for one unsigned int.
+    // SAFETY: sysctl(9) calls this; `new` has room for one unsigned int.
     let error = unsafe { sys::sysctl_handle_int(oid, (&raw mut new).cast(), 0, req) };
     // SAFETY: as above.
     if error != 0 || unsafe { (*req).newptr.is_null() } {
@@ -84,11 +84,11 @@ unsafe extern "C" fn limit(
     0
 }
 
-/// A switch that is more than a value.
+/// A switch with code behind it.
 pub trait Switch: 'static {
-    /// Whether it is on.
+    /// The switch's value.
     fn get() -> bool;
-    /// Turn it on or off. May sleep.
+    /// Changes the switch. Sleeps: yes.
     fn set(on: bool) -> Result<(), Errno>;
 }
 
@@ -100,7 +100,7 @@ unsafe extern "C" fn switch<S: Switch>(
     req: *mut sys::sysctl_req,
 ) -> c_int {
     let mut new = S::get();
-    // SAFETY: called by sysctl(9); `new` is a place for one bool.
+    // SAFETY: sysctl(9) calls this; `new` has room for one bool.
     let error = unsafe { sys::sysctl_handle_bool(oid, (&raw mut new).cast(), 0, req) };
     // SAFETY: as above.
     if error != 0 || unsafe { (*req).newptr.is_null() } {
@@ -109,7 +109,7 @@ unsafe extern "C" fn switch<S: Switch>(
     S::set(new).map_or_else(Errno::code, |()| 0)
 }
 
-/// C's type of a sysctl handler.
+/// The C type of a sysctl handler.
 type HandlerFn = unsafe extern "C" fn(
     *mut sys::sysctl_oid,
     *mut c_void,
@@ -133,10 +133,10 @@ impl Context {
         self.0.get().cast()
     }
 
-    /// Begin the tree with a node below `vfs`.
+    /// Creates the tree's root node below `vfs`. Sleeps: yes. Errors: ENOMEM.
     pub fn begin(&'static self, name: &'static CStr, descr: &'static CStr) -> Result<Node, Errno> {
-        // SAFETY: module events are serialized; the list is initialized
-        // before anything is added, and the node `vfs` is the kernel's.
+        // SAFETY: the kernel serializes module events. The list is initialized
+        // before the first node, and the node `vfs` is the kernel's.
         unsafe {
             if sys::sysctl_ctx_init(self.list()) != 0 {
                 return Err(Errno::ENOMEM);
@@ -145,7 +145,7 @@ impl Context {
         }
     }
 
-    /// Add a node.
+    /// Adds a node. Sleeps: yes. Errors: ENOMEM.
     pub fn node(
         &'static self,
         parent: Node,
@@ -153,11 +153,12 @@ impl Context {
         descr: &'static CStr,
     ) -> Result<Node, Errno> {
         let oid = self.add(parent, name, descr, OidKind::NODE, ptr::null_mut(), None, c"N")?;
-        // SAFETY: just registered; lives until the context is freed.
+        // SAFETY: the oid was just registered and lives until the context is
+        // freed.
         Ok(Node(unsafe { &raw mut (*oid).oid_children }))
     }
 
-    /// Add a counter(9), read-only.
+    /// Adds a read-only counter(9). Sleeps: yes. Errors: ENOMEM.
     pub fn counter(
         &'static self,
         parent: Node,
@@ -177,7 +178,8 @@ impl Context {
         .map(drop)
     }
 
-    /// Add a switch that is a loader tunable too.
+    /// Adds a switch that is also a loader tunable. Sleeps: yes. Errors:
+    /// ENOMEM.
     pub fn switch(
         &'static self,
         parent: Node,
@@ -190,7 +192,8 @@ impl Context {
             .map(drop)
     }
 
-    /// Add a switch that is more than a value, and a loader tunable.
+    /// Adds a [`Switch`] that is also a loader tunable. Sleeps: yes. Errors:
+    /// ENOMEM.
     pub fn handled_switch<S: Switch>(
         &'static self,
         parent: Node,
@@ -201,8 +204,8 @@ impl Context {
         self.add(parent, name, descr, OidKind::SWITCH, ptr::null_mut(), handler, c"CU").map(drop)
     }
 
-    /// Add a number that is a loader tunable too; `boot` says that it is
-    /// nothing else.
+    /// Adds a number that is also a loader tunable. `boot`: only the loader
+    /// sets it. Sleeps: yes. Errors: ENOMEM.
     pub fn limit(
         &'static self,
         parent: Node,
@@ -227,8 +230,8 @@ impl Context {
         handler: Option<HandlerFn>,
         format: &'static CStr,
     ) -> Result<*mut sys::sysctl_oid, Errno> {
-        // SAFETY: every pointer is static or the kernel's; may sleep, as
-        // module events may.
+        // SAFETY: every pointer is static or the kernel's. sysctl_add_oid() may
+        // sleep, as may module events.
         let oid = unsafe {
             sys::sysctl_add_oid(
                 self.list(),
@@ -247,9 +250,9 @@ impl Context {
         if oid.is_null() { Err(Errno::ENOMEM) } else { Ok(oid) }
     }
 
-    /// Take the tree down, after the handlers in it have returned.
+    /// Removes the tree, and waits for handlers in progress. Sleeps: yes.
     pub fn end(&'static self) {
-        // SAFETY: initialized by `begin`, freed once.
+        // SAFETY: `begin` initialized the list; this frees it once.
         unsafe { sys::sysctl_ctx_free(self.list()) };
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! printf(9), panic(9), pause(9) and the rate limit of messages.
+//! printf(9), panic(9), pause(9), the clock, free memory, and a rate limit for
+//! messages.
 
 use core::{
     ffi::c_char,
@@ -9,11 +10,11 @@ use core::{
 
 use super::sys;
 
-/// A line of text of bounded length, NUL-terminated; what does not fit is cut.
+/// A NUL-terminated line of text of bounded length. Longer text is cut off.
 ///
 /// # Invariants
 ///
-/// `len < N`, and the bytes from `len` on are 0.
+/// `len < N`, and all bytes from `len` on are 0.
 pub struct Line<const N: usize> {
     bytes: [u8; N],
     len: usize,
@@ -23,7 +24,8 @@ impl<const N: usize> Line<N> {
     /// The text of `args`.
     pub fn new(args: fmt::Arguments<'_>) -> Self {
         let mut line = Self { bytes: [0; N], len: 0 };
-        // Cutting is the only error, and a cut line is better than none.
+        // Truncation is the only error, and a truncated line is better than
+        // none.
         let _ = line.write_fmt(args);
         line
     }
@@ -48,20 +50,20 @@ impl<const N: usize> Write for Line<N> {
     }
 }
 
-/// Print one line on the console and into the message buffer.
+/// Prints one line on the console and into the message buffer.
 pub fn print(args: fmt::Arguments<'_>) {
     let line = Line::<256>::new(format_args!("asyncpager: {args}\n"));
     // SAFETY: both are NUL-terminated, and "%s" takes exactly one string.
     unsafe { sys::printf(c"%s".as_ptr(), line.as_ptr()) };
 }
 
-/// printf(9) of one line, with the module's name before it.
+/// Prints one line with printf(9), prefixed with the module's name.
 #[macro_export]
 macro_rules! kprintln {
     ($($arg:tt)*) => { $crate::kpi::systm::print(format_args!($($arg)*)) };
 }
 
-/// Stop the machine. Nothing on the I/O path calls this.
+/// panic(9). Nothing on the I/O path calls this.
 pub fn panic(args: fmt::Arguments<'_>) -> ! {
     let line = Line::<256>::new(args);
     // SAFETY: both are NUL-terminated; panic(9) does not return.
@@ -72,11 +74,11 @@ pub fn panic(args: fmt::Arguments<'_>) -> ! {
     }
 }
 
-/// Lets a few messages a second pass (ppsratecheck(9)).
+/// Limits the messages in a second (ppsratecheck(9)).
 ///
 /// # Invariants
 ///
-/// `last` and `count` are touched only by who has set `busy`.
+/// Only the thread that has set `busy` accesses `last` and `count`.
 pub struct RateLimit {
     busy: AtomicBool,
     last: core::cell::UnsafeCell<sys::timeval>,
@@ -98,13 +100,13 @@ impl RateLimit {
         }
     }
 
-    /// Whether a message may be printed now. Never waits: who finds the limit
-    /// in use is over it.
+    /// Whether a message may be printed now. Never waits: a thread that finds
+    /// the limit in use counts as over it.
     pub fn pass(&self) -> bool {
         if self.busy.swap(true, Ordering::Acquire) {
             return false;
         }
-        // SAFETY: `busy` is ours, so both cells are.
+        // SAFETY: this thread has set `busy`, so it owns both cells.
         let pass =
             unsafe { sys::eventratecheck(self.last.get(), self.count.get(), self.per_second) };
         self.busy.store(false, Ordering::Release);
@@ -112,22 +114,23 @@ impl RateLimit {
     }
 }
 
-/// Sleep for about `milliseconds`; for threads that may sleep only.
+/// Sleeps for about `milliseconds`. Sleeps: yes.
 pub fn pause(milliseconds: u32) {
     let sbt = i64::from(milliseconds) * ((1i64 << 32) / 1000);
-    // SAFETY: only module events call this, and they may sleep. 0 is C_HARDCLOCK's absence.
+    // SAFETY: only module events call this, and they may sleep. The flags are
+    // 0: no alignment to hardclock.
     unsafe { sys::pause_sbt(c"appaus".as_ptr(), sbt, 0, 0) };
 }
 
-/// Microseconds since the system was booted.
+/// Microseconds since boot.
 pub fn uptime_us() -> u64 {
     // SAFETY: reads the clock.
     unsafe { sys::shim_uptime_us() }
 }
 
-/// Pages that are free, and from how many on the page daemon sleeps.
+/// Free pages, and the page daemon's thresholds.
 pub fn free_pages() -> Free {
-    // SAFETY: reads counters that are always there.
+    // SAFETY: reads counters that always exist.
     unsafe {
         Free {
             count: sys::vm_free_count(),
@@ -142,8 +145,8 @@ pub fn free_pages() -> Free {
 pub struct Free {
     /// Free pages.
     pub count: u32,
-    /// v_free_target: the page daemon works until so many are free.
+    /// v_free_target: the page daemon works until this many pages are free.
     pub target: u32,
-    /// v_free_min: below this many, allocation is not for everybody.
+    /// v_free_min: below this many, ordinary allocations fail or wait.
     pub min: u32,
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! taskqueue(9): threads of the module's own, which may sleep.
+//! taskqueue(9): the module's own threads, which may sleep.
 
 use core::{
     cell::UnsafeCell,
@@ -11,22 +11,22 @@ use core::{
 
 use super::sys;
 
-/// What a queue's threads can do: a value that holds its task.
+/// Work for a queue's threads: a value that contains its task.
 pub trait Work: Sync {
-    /// The task that stands for this value.
+    /// The task of this value.
     fn task(&self) -> &Task;
-    /// Called in a thread of the queue once for each time, or several, that
-    /// the value was enqueued; in two threads at once when it is enqueued
-    /// while this runs. May sleep.
+    /// Called in a thread of the queue, once for one or several calls of
+    /// [`Queue::enqueue`]. When the value is enqueued while this runs, a second
+    /// thread may run it at the same time. Sleeps: yes.
     fn work(&self);
 }
 
-/// A place in a queue.
+/// An entry of a queue.
 ///
 /// # Invariants
 ///
-/// Initialized, and its memory stays where it is, from [`Task::init`] until
-/// the queue has ended; the fields are the queue's.
+/// From [`Task::init`] until the queue has ended, the task is initialized and
+/// does not move. Its fields belong to the queue.
 pub struct Task(UnsafeCell<MaybeUninit<sys::task>>);
 
 // SAFETY: the queue's lock guards the fields.
@@ -41,7 +41,7 @@ impl Default for Task {
 }
 
 impl Task {
-    /// A task that is yet to be initialized, in its place.
+    /// A task that [`Task::init`] has not initialized yet.
     pub const fn new() -> Self {
         Self(UnsafeCell::new(MaybeUninit::zeroed()))
     }
@@ -50,10 +50,10 @@ impl Task {
         self.0.get().cast()
     }
 
-    /// Make this the task of `work`, whose [`Work::task`] it is.
+    /// Initializes this task, which is the [`Work::task`] of `work`.
     pub fn init<W: Work>(&self, work: &W) {
-        // SAFETY: memory of our own; see the invariant. The context is what
-        // `run` takes it for.
+        // SAFETY: the memory is ours (invariant). `run` reads the context as
+        // the W it is.
         unsafe {
             sys::shim_task_init(self.raw(), Some(run::<W>), ptr::from_ref(work).cast_mut().cast());
         };
@@ -70,8 +70,8 @@ unsafe extern "C" fn run<W: Work>(context: *mut c_void, _pending: c_int) {
 ///
 /// # Invariants
 ///
-/// The pointer is null or a live taskqueue; it is also where the queue's
-/// threads look for it.
+/// The pointer is null or a live taskqueue. The queue's threads read the
+/// queue's address from it.
 pub struct Queue(AtomicPtr<sys::taskqueue>);
 
 impl Default for Queue {
@@ -86,38 +86,40 @@ impl Queue {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Start the threads. May sleep; called once from MOD_LOAD.
+    /// Creates the queue and starts its threads. Called once, from MOD_LOAD.
+    /// Sleeps: yes.
     pub fn start(&'static self, name: &'static CStr, threads: c_int) {
-        // SAFETY: the place is static, and module events may sleep.
+        // SAFETY: the pointer's memory is static; module events may sleep.
         unsafe { sys::shim_taskqueue_start(self.0.as_ptr(), name.as_ptr(), threads) };
     }
 
-    /// Have `work` done soon. Never sleeps; one that waits already is not
-    /// enqueued a second time.
+    /// Enqueues `work`. Work that is in the queue already is not enqueued
+    /// again. Sleeps: no.
     pub fn enqueue<W: Work>(&self, work: &W) {
         let queue = self.0.load(Ordering::Acquire);
         if !queue.is_null() {
-            // SAFETY: a live queue and an initialized task.
+            // SAFETY: a live queue (invariant) and an initialized task.
             unsafe { sys::taskqueue_enqueue(queue, work.task().raw()) };
         }
     }
 
-    /// Wait until `work` is neither waiting nor being done. The caller has
-    /// made sure that nobody enqueues it any more.
+    /// Waits until `work` is neither enqueued nor running. The caller ensures
+    /// that no thread enqueues it any more. Sleeps: yes.
     pub fn drain<W: Work>(&self, work: &W) {
         let queue = self.0.load(Ordering::Acquire);
         if !queue.is_null() {
-            // SAFETY: as for `enqueue`; only module events call this, and they may sleep.
+            // SAFETY: as for `enqueue`; only module events call this, and they
+            // may sleep.
             unsafe { sys::taskqueue_drain(queue, work.task().raw()) };
         }
     }
 
-    /// End the threads. The caller has drained all work.
+    /// Ends the threads. The caller has drained all work. Sleeps: yes.
     pub fn stop(&self) {
         let queue = self.0.load(Ordering::Acquire);
         if !queue.is_null() {
-            // SAFETY: live; taskqueue_free() waits for its threads, which
-            // look at the pointer until then.
+            // SAFETY: the queue is live. taskqueue_free() waits for its
+            // threads, which read the pointer until then.
             unsafe { sys::taskqueue_free(queue) };
             self.0.store(ptr::null_mut(), Ordering::Release);
         }

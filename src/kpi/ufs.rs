@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! UFS's inodes and mounts (ufs/ufs/inode.h, ufs/ufs/ufsmount.h, ufs/ffs/fs.h).
 //!
-//! The structures are checked at each use: where they do not read as the headers
-//! have them, there is no map, no size and no block.
+//! Each use checks the structures. When they do not match the headers, the
+//! answers are no pointers, size 0 and no block.
 
 use super::{sys, vnode::Vnode, vnode_if::Vector};
 
@@ -11,11 +11,11 @@ pub static FFS1: Vector = Vector::new(|| &raw mut sys::ffs_vnodeops1);
 /// `ffs_vnodeops2`: UFS2.
 pub static FFS2: Vector = Vector::new(|| &raw mut sys::ffs_vnodeops2);
 
-/// A vnode of FFS.
+/// An FFS vnode.
 ///
 /// # Invariants
 ///
-/// Its operations are FFS's, so that its private data is an inode.
+/// The vnode's operations are FFS's, so its private data is an inode.
 #[derive(Clone, Copy)]
 pub struct UfsVnode<'a>(Vnode<'a>);
 
@@ -27,19 +27,19 @@ impl<'a> UfsVnode<'a> {
 
     /// The file's inode number.
     pub fn inode_number(&self) -> u64 {
-        // SAFETY: a live vnode of FFS by the invariants.
+        // SAFETY: a live FFS vnode (invariants).
         unsafe { sys::shim_inode_number(self.0.as_ptr()) }
     }
 
-    /// The file's size as its inode has it now. A hint: nothing keeps it.
+    /// The size in the file's inode, in bytes. A hint: no lock keeps it.
     pub fn inode_size(&self) -> u64 {
-        // SAFETY: as above; one aligned word.
+        // SAFETY: as above; reads one aligned word.
         unsafe { sys::shim_inode_size(self.0.as_ptr()) }
     }
 
-    /// How the file's indirect blocks read. `None` where a pointer on the disk
-    /// may not be followed: on a snapshot, and on an untrusted, asynchronous
-    /// or journaled mount.
+    /// The format of the file's indirect blocks. `None` when the module must
+    /// not follow pointers on the disk: on a snapshot, or on an untrusted,
+    /// asynchronous or journaled mount.
     pub fn pointers(&self) -> Option<Pointers> {
         let mut map = sys::shim_map { nindir: 0, bptrtodb: 0, seqinc: 0, wide: false };
         // SAFETY: as above; the mount stays as long as the vnode.
@@ -59,15 +59,16 @@ impl<'a> UfsVnode<'a> {
     }
 }
 
-/// How the block pointers of a file's indirect blocks read.
+/// The format of the block pointers in a file's indirect blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pointers {
     /// Pointers in an indirect block.
     pub per_block: u64,
     /// Shift from a pointer to units of DEV_BSIZE.
     pub shift: u32,
-    /// From a block's pointer to that of the block just behind it.
+    /// Difference between the pointers of two blocks that are adjacent on the
+    /// device.
     pub step: u64,
-    /// Pointers are of 64 bits (UFS2) and not of 32.
+    /// Pointers have 64 bits (UFS2), not 32 (UFS1).
     pub wide: bool,
 }

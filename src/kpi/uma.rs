@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! uma(9): memory for values that come and go on the I/O path.
+//! uma(9): memory for values that the I/O path allocates and frees.
 
 use core::{
     ffi::{CStr, c_void},
@@ -13,7 +13,7 @@ use super::{errno::Errno, sys};
 ///
 /// # Invariants
 ///
-/// The pointer is null or a live zone.
+/// The pointer is null, or points to a live zone.
 pub(super) struct Zone(AtomicPtr<sys::uma_zone>);
 
 impl Zone {
@@ -22,7 +22,8 @@ impl Zone {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Make the zone. May sleep; called once from MOD_LOAD.
+    /// Creates the zone. `bytes`: size of an item. Called once, from MOD_LOAD.
+    /// Sleeps: yes. Errors: ENOMEM.
     pub(super) fn create(&self, name: &'static CStr, bytes: usize) -> Result<(), Errno> {
         // SAFETY: module events may sleep; the name is static.
         let zone = unsafe { sys::shim_uma_zcreate(name.as_ptr(), bytes) };
@@ -30,36 +31,37 @@ impl Zone {
         if zone.is_null() { Err(Errno::ENOMEM) } else { Ok(()) }
     }
 
-    /// Take the zone down. The caller has made sure that every item is back.
+    /// Destroys the zone. The caller ensures that all items have been freed.
     pub(super) fn destroy(&self) {
         let zone = self.0.swap(ptr::null_mut(), Ordering::AcqRel);
         if !zone.is_null() {
-            // SAFETY: live by the invariant; the swap makes this the only call.
+            // SAFETY: the zone is live (invariant); the swap makes this the
+            // only call.
             unsafe { sys::uma_zdestroy(zone) };
         }
     }
 
-    /// An uninitialized item, aligned for a pointer. Sleeps only while memory
-    /// is too short to have one at once.
+    /// Allocates an uninitialized item, aligned for a pointer. `None` when
+    /// there is no zone. Sleeps: only when an M_NOWAIT allocation fails.
     pub(super) fn alloc(&self) -> Option<NonNull<c_void>> {
         let zone = self.0.load(Ordering::Acquire);
         if zone.is_null() {
             return None;
         }
-        // SAFETY: a live zone by the invariant.
+        // SAFETY: the zone is live (invariant).
         unsafe {
             NonNull::new(sys::shim_uma_zalloc(zone, sys::M_NOWAIT))
                 .or_else(|| NonNull::new(sys::shim_uma_zalloc(zone, sys::M_WAITOK)))
         }
     }
 
-    /// Give an item back.
+    /// Frees an item.
     ///
     /// # Safety
     ///
-    /// `item` came from this zone's [`Zone::alloc`], and nobody uses it any more.
+    /// `item` came from this zone's [`Zone::alloc`], and has no other user.
     pub(super) unsafe fn free(&self, item: NonNull<c_void>) {
-        // SAFETY: by the caller's promise; the zone outlives its items.
+        // SAFETY: see this function's contract; the zone outlives its items.
         unsafe { sys::shim_uma_zfree(self.0.load(Ordering::Relaxed), item.as_ptr()) };
     }
 }

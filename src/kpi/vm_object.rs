@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! A vnode's VM object and its lock (vm/vm_object.h, VM_OBJECT_WLOCK).
+//! The VM object of a vnode, and its lock (vm/vm_object.h, VM_OBJECT_WLOCK).
 
 use core::{marker::PhantomData, ptr::NonNull};
 
@@ -9,30 +9,31 @@ use super::sys;
 ///
 /// # Invariants
 ///
-/// The object outlives `'a`: pages of it are busied, or its
-/// paging_in_progress is held, for as long.
+/// The object outlives `'a`: for as long, its pages are busied, its
+/// paging_in_progress is raised, or its vnode is locked.
 #[derive(Clone, Copy)]
 pub struct Object<'a>(NonNull<sys::vm_object>, PhantomData<&'a sys::vm_object>);
 
 impl<'a> Object<'a> {
     /// # Safety
     ///
-    /// The object stays for `'a`; see the invariant.
+    /// The object lives for `'a`; see the invariant.
     pub(super) unsafe fn new(object: NonNull<sys::vm_object>) -> Self {
         Self(object, PhantomData)
     }
 
-    /// Pages that the object can hold. Stable while the vnode is locked; a
-    /// hint otherwise.
+    /// The object's size in pages. Stable while the vnode is locked; otherwise
+    /// a hint.
     pub fn size(&self) -> u64 {
-        // SAFETY: live by the invariant; one aligned word, so never torn.
+        // SAFETY: live (invariant); reads one aligned word, which cannot tear.
         unsafe { (&raw const (*self.0.as_ptr()).size).read_volatile() }
     }
 
-    /// The file's size in bytes. Stable while the vnode is locked; a hint otherwise.
+    /// The file's size in bytes. Stable while the vnode is locked; otherwise a
+    /// hint.
     pub fn vnp_size(&self) -> u64 {
-        // SAFETY: live by the invariant, and an OBJT_VNODE one, so that the
-        // union holds vnp; one aligned word.
+        // SAFETY: live (invariant), and of type OBJT_VNODE, so that the union
+        // holds vnp. Reads one aligned word.
         unsafe { sys::shim_vnp_size(self.0.as_ptr()) }
     }
 
@@ -44,23 +45,23 @@ impl<'a> Object<'a> {
         self.0.as_ptr()
     }
 
-    /// Raise paging_in_progress: the object, and the vnode with it, stay until
-    /// the result is dropped, though pages may come and go. Does not sleep.
+    /// Raises paging_in_progress. Until the result is dropped the object and
+    /// the vnode stay; pages may come and go. Sleeps: no.
     pub fn paging(&self) -> Paging {
-        // SAFETY: live by the invariant.
+        // SAFETY: live (invariant).
         unsafe { sys::vm_object_pip_add(self.0.as_ptr(), 1) };
         Paging(self.0)
     }
 
-    /// Read-lock: the size holds still. Does not sleep.
+    /// Read-locks the object: the file's size stays as it is. Sleeps: no.
     pub fn read(&self) -> ReadLocked<'_> {
-        // SAFETY: live by the invariant; nothing in this crate takes a second
-        // object's lock or locks one twice.
+        // SAFETY: live (invariant). This crate never locks a second object, and
+        // never locks one twice.
         unsafe { sys::shim_VM_OBJECT_RLOCK(self.0.as_ptr()) };
         ReadLocked { object: self, vnp_size: self.vnp_size() }
     }
 
-    /// Write-lock: pages may be allocated and removed. Does not sleep.
+    /// Write-locks the object, to allocate and remove pages. Sleeps: no.
     pub fn write(&self) -> WriteLocked<'_> {
         // SAFETY: as for `read`.
         unsafe { sys::shim_VM_OBJECT_WLOCK(self.0.as_ptr()) };
@@ -68,16 +69,16 @@ impl<'a> Object<'a> {
     }
 }
 
-/// A count in an object's paging_in_progress; dropping it gives it back, and
-/// vnode and mount may go away with it.
+/// A count in an object's paging_in_progress. Dropping it lowers the count:
+/// vnode and mount may go away then.
 pub struct Paging(NonNull<sys::vm_object>);
 
-// SAFETY: the count is the object's and not a thread's.
+// SAFETY: the count belongs to the object, not to a thread.
 unsafe impl Send for Paging {}
 
 impl Drop for Paging {
     fn drop(&mut self) {
-        // SAFETY: raised by `Object::paging`, so that the object is alive.
+        // SAFETY: `Object::paging` raised the count, so the object is alive.
         unsafe { sys::vm_object_pip_wakeup(self.0.as_ptr()) };
     }
 }
@@ -86,7 +87,8 @@ impl Drop for Paging {
 ///
 /// # Invariants
 ///
-/// `vnp_size` is the object's: vnode_pager_setsize() needs the write lock.
+/// `vnp_size` is the object's current value: vnode_pager_setsize() needs the
+/// write lock to change it.
 pub struct ReadLocked<'a> {
     object: &'a Object<'a>,
     vnp_size: u64,
@@ -98,10 +100,10 @@ impl ReadLocked<'_> {
         self.vnp_size
     }
 
-    /// Whether there is a page at `pindex` that somebody has busied and wired
-    /// and of which nothing is valid: it is about to be asked for.
+    /// Whether a page at `pindex` exists, is exclusive-busied and wired, and
+    /// has no valid bits: a thread is about to request it.
     pub fn is_wanted(&self, pindex: u64) -> bool {
-        // SAFETY: the object is locked, so that a page found stays.
+        // SAFETY: the object is locked, so the page found stays.
         unsafe {
             let page = sys::vm_page_lookup(self.object.as_ptr(), pindex);
             !page.is_null()
@@ -114,7 +116,7 @@ impl ReadLocked<'_> {
 
 impl Drop for ReadLocked<'_> {
     fn drop(&mut self) {
-        // SAFETY: locked by `read`, by this thread.
+        // SAFETY: this thread locked it in `read`.
         unsafe { sys::shim_VM_OBJECT_RUNLOCK(self.object.as_ptr()) };
     }
 }
@@ -123,13 +125,13 @@ impl Drop for ReadLocked<'_> {
 pub struct WriteLocked<'a>(&'a Object<'a>);
 
 impl WriteLocked<'_> {
-    /// A new page at `pindex`, exclusive-busied and invalid; `None` when there
-    /// is one already or no memory at hand. Never sleeps.
+    /// Allocates a page at `pindex`, exclusive-busied and invalid. `None` when
+    /// one exists already or memory is short. Sleeps: no.
     pub(super) fn alloc_absent(&self, pindex: u64) -> Option<NonNull<sys::vm_page>> {
         let object = (self.0).0.as_ptr();
-        // SAFETY: the object is write-locked; without VM_ALLOC_WAITOK the
-        // allocation neither sleeps nor drops the lock, so that the page that
-        // was not there a line ago still is not.
+        // SAFETY: the object is write-locked. Without VM_ALLOC_WAITOK the
+        // allocation neither sleeps nor drops the lock, so the page is still
+        // absent.
         unsafe {
             if !sys::vm_page_lookup(object, pindex).is_null() {
                 return None;
@@ -140,7 +142,8 @@ impl WriteLocked<'_> {
 }
 
 impl WriteLocked<'_> {
-    /// How many pages from `pindex` on exist, up to `limit`.
+    /// The number of consecutive existing pages from `pindex` on, up to
+    /// `limit`.
     pub fn existing(&self, pindex: u64, limit: u32) -> u32 {
         let object = (self.0).0.as_ptr();
         // SAFETY: the object is write-locked.
@@ -153,7 +156,7 @@ impl WriteLocked<'_> {
 
 impl Drop for WriteLocked<'_> {
     fn drop(&mut self) {
-        // SAFETY: locked by `write`, by this thread.
+        // SAFETY: this thread locked it in `write`.
         unsafe { sys::shim_VM_OBJECT_WUNLOCK((self.0).0.as_ptr()) };
     }
 }

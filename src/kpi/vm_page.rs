@@ -1,43 +1,45 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Pages that somebody has busied for an I/O (vm/vm_page.h, vm_page_busy(9)).
+//! Pages that are busied for an I/O (vm/vm_page.h, vm_page_busy(9)).
 
 use core::ptr::{self, NonNull};
 
 use super::{sys, vm_object::ReadLocked};
 
-/// A page of an object, exclusive-busied for the I/O at hand, or `bogus_page`
-/// standing in for one that is valid already.
+/// A page of an object, exclusive-busied for the current I/O; or `bogus_page`,
+/// which stands for a page that is valid already.
 ///
 /// # Invariants
 ///
-/// The pointer is to a `vm_page` (they live as long as the kernel). Unless it
-/// is `bogus_page`, the page is exclusive-busied, so its identity and its
-/// valid bits are the I/O's own until it is unbusied; values of this type are
-/// reachable only through a request or a buf that has not yet let go of it.
+/// The pointer is to a `vm_page`; these are never freed. Unless it is
+/// `bogus_page`, the page is exclusive-busied: its identity and its valid bits
+/// belong to the I/O until it is unbusied. Values of this type are reachable
+/// only through a request or a buf that still has the page busied.
 #[derive(Debug)]
 #[repr(transparent)]
 pub struct BusiedPage(NonNull<sys::vm_page>);
 
 impl BusiedPage {
-    /// Whether this stands in for a page that is valid already.
+    /// Whether this is `bogus_page`, which stands for a page that is valid
+    /// already.
     pub fn is_bogus(&self) -> bool {
-        // SAFETY: a plain pointer, set at boot.
+        // SAFETY: a plain pointer, constant after boot.
         ptr::eq(self.0.as_ptr(), unsafe { sys::bogus_page })
     }
 
     /// The page's index in its object. Meaningless for `bogus_page`.
     pub fn pindex(&self) -> u64 {
-        // SAFETY: a live vm_page by the invariant; a busied page keeps its identity.
+        // SAFETY: a live vm_page (invariant); a busied page keeps its identity.
         unsafe { (*self.0.as_ptr()).pindex }
     }
 
     /// The valid bits, one for each DEV_BSIZE.
     fn valid(&self) -> sys::vm_page_bits_t {
-        // SAFETY: as above; the valid bits belong to who has busied the page.
+        // SAFETY: as above; the valid bits belong to the I/O that has the page
+        // busied.
         unsafe { (*self.0.as_ptr()).valid }
     }
 
-    /// Whether nothing of the page is valid.
+    /// Whether no valid bit is set.
     pub fn none_valid(&self) -> bool {
         self.valid() == 0
     }
@@ -52,28 +54,29 @@ impl BusiedPage {
         (first..=last).all(|bit| u32::from(self.valid()) >> bit.min(31) & 1 == 1)
     }
 
-    /// Zero `len` bytes at `offset`; validity stays as it is.
+    /// Zeroes `len` bytes at `offset`. The valid bits stay as they are.
     pub fn zero(&self, offset: u32, len: u32) {
         if len == 0 || self.is_bogus() || offset.saturating_add(len) > sys::PAGE {
             return;
         }
-        // SAFETY: a busied page, and the range lies inside of it.
+        // SAFETY: a busied page; the range lies inside it.
         unsafe { sys::pmap_zero_page_area(self.0.as_ptr(), offset as i32, len as i32) };
     }
 
-    /// Zero what is not valid and make the whole page valid: the tail of a
-    /// page whose beginning was valid before the read.
+    /// Zeroes the invalid part of the page and sets all valid bits. For a page
+    /// whose beginning was valid before the read.
     pub fn zero_invalid(&self) {
         if !self.is_bogus() {
-            // SAFETY: a busied page; vm_page_zero_invalid() asks for no more.
+            // SAFETY: a busied page, as vm_page_zero_invalid() requires.
             unsafe { sys::vm_page_zero_invalid(self.0.as_ptr(), 1) };
         }
     }
 
-    /// Make valid what of this page lies below the end of the file, which the
-    /// read lock keeps where it is. A page wholly behind the end stays invalid.
+    /// Sets the valid bits of the page's part below the end of the file. A page
+    /// wholly behind the end stays invalid. The read lock keeps the end where
+    /// it is.
     ///
-    /// Returns whether anything of the page is valid now.
+    /// Returns whether any part of the page is valid now. Locks: object read.
     pub fn validate(&self, object: &ReadLocked<'_>) -> bool {
         if self.is_bogus() {
             return true;
@@ -90,25 +93,26 @@ impl BusiedPage {
         !self.none_valid()
     }
 
-    /// Put a page that nobody asked for on a queue and unbusy it.
+    /// Puts an extra page on a page queue and unbusies it.
     ///
     /// # Safety
     ///
-    /// The page is an allocated, at least partly valid one, and the caller
-    /// gives up its busy: it must not use this value again.
+    /// The page was allocated here and is valid at least in part. The caller
+    /// gives up its busy and does not use this value again.
     pub(super) unsafe fn readahead_finish(&self) {
-        // SAFETY: by the caller's promise.
+        // SAFETY: see this function's contract.
         unsafe { sys::vm_page_readahead_finish(self.0.as_ptr()) };
     }
 
-    /// Remove an invalid page that nobody asked for from its object and free it.
+    /// Removes an invalid extra page from its object and frees it. Locks:
+    /// object write.
     ///
     /// # Safety
     ///
-    /// The page is an allocated, invalid one, its object is write-locked, and
-    /// the caller gives up its busy: it must not use this value again.
+    /// The page was allocated here and is invalid; its object is write-locked.
+    /// The caller gives up its busy and does not use this value again.
     pub(super) unsafe fn free_invalid(&self) {
-        // SAFETY: by the caller's promise.
+        // SAFETY: see this function's contract.
         unsafe { sys::vm_page_free_invalid(self.0.as_ptr()) };
     }
 
@@ -117,10 +121,11 @@ impl BusiedPage {
     }
 }
 
-/// Whether the page array is laid out as the headers say: `bogus_page` is
-/// found by its own physical address.
+/// Whether struct vm_page matches the headers: a lookup by the physical address
+/// of `bogus_page` finds `bogus_page`.
 pub(super) fn layout_is_known() -> bool {
-    // SAFETY: bogus_page is allocated at boot; PHYS_TO_VM_PAGE() takes any address.
+    // SAFETY: bogus_page is allocated at boot; PHYS_TO_VM_PAGE() accepts any
+    // address.
     unsafe {
         let bogus = sys::bogus_page;
         !bogus.is_null() && ptr::eq(sys::PHYS_TO_VM_PAGE((*bogus).phys_addr), bogus)

@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What a pager answers (vm/vm_pager.h).
+//! The return values of a pager (vm/vm_pager.h).
 
 use core::ffi::c_int;
 
 use super::{errno::Errno, sys};
 
-/// A pager's answer that is not `VM_PAGER_OK`.
+/// A pager's error: any return value other than `VM_PAGER_OK`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PagerError {
     /// `VM_PAGER_BAD`: the object has no such page, now or ever.
     Bad,
-    /// `VM_PAGER_FAIL`: the page is not there.
+    /// `VM_PAGER_FAIL`: the page does not exist in the backing store.
     Fail,
-    /// `VM_PAGER_ERROR`: the page is there and could not be read.
+    /// `VM_PAGER_ERROR`: the page exists, and reading it failed.
     Error,
-    /// `VM_PAGER_AGAIN`: no resources just now.
+    /// `VM_PAGER_AGAIN`: resources are short; a retry may succeed.
     Again,
 }
 
 impl PagerError {
-    /// A pager's return value.
+    /// Converts a pager's return value. An unknown code becomes
+    /// [`Self::Error`].
     pub fn check(code: c_int) -> Result<(), Self> {
         match code {
             sys::VM_PAGER_OK => Ok(()),
@@ -40,8 +41,8 @@ impl PagerError {
         }
     }
 
-    /// The error that iodone's owner is told, mapped as the swap pager's
-    /// emulation of pgo_getpages_async does.
+    /// The errno for `a_iodone`, mapped as the swap pager maps it when it
+    /// emulates pgo_getpages_async.
     pub const fn errno(self) -> Errno {
         match self {
             Self::Fail => Errno::EINVAL,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Slots of a vop_vector, and VOP_BMAP(9) (kern/vnode_if.src).
+//! The slots of a vop_vector, and VOP_BMAP(9) (kern/vnode_if.src).
 
 use core::{
     ffi::{c_int, c_void},
@@ -16,23 +16,24 @@ use super::{
     vnode::Vnode,
 };
 
-/// C's type of an implementation of VOP_GETPAGES_ASYNC.
+/// The C type of an implementation of VOP_GETPAGES_ASYNC.
 pub type GetpagesAsyncFn = unsafe extern "C" fn(*mut sys::vop_getpages_async_args) -> c_int;
-/// C's type of an implementation of VOP_GETPAGES.
+/// The C type of an implementation of VOP_GETPAGES.
 pub type GetpagesFn = unsafe extern "C" fn(*mut sys::vop_getpages_args) -> c_int;
-/// C's type of an implementation of VOP_BMAP.
+/// The C type of an implementation of VOP_BMAP.
 pub type BmapFn = unsafe extern "C" fn(*mut sys::vop_bmap_args) -> c_int;
 
-/// A vop_vector some of whose slots the module takes over.
+/// A vop_vector; the module replaces some of its slots.
 ///
-/// Vectors are flat once registered, so that replacing the slot's pointer is
-/// all. `originals`, in the order of [`Slot`], are null until a slot is taken.
+/// The kernel flattens a vector when it registers it, so replacing the pointer
+/// in the slot suffices. `originals` has the order of [`Slot`]; each entry is
+/// null until its slot is taken.
 pub struct Vector {
     vector: fn() -> *mut sys::vop_vector,
     originals: [AtomicPtr<c_void>; 3],
 }
 
-/// The slots.
+/// The slots that the module can replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
     /// `vop_getpages_async`.
@@ -44,7 +45,7 @@ pub enum Slot {
 }
 
 impl Vector {
-    /// A vector that is not taken over yet. It lives as long as its filesystem,
+    /// A vector without replaced slots. It lives as long as its filesystem,
     /// which the module depends on.
     pub(super) const fn new(vector: fn() -> *mut sys::vop_vector) -> Self {
         Self { vector, originals: [const { AtomicPtr::new(core::ptr::null_mut()) }; 3] }
@@ -54,7 +55,7 @@ impl Vector {
         (self.vector)()
     }
 
-    /// Whether the vnode's operations are this vector's.
+    /// Whether this is the vnode's vector of operations.
     pub fn is_of(&self, vnode: Vnode<'_>) -> bool {
         core::ptr::eq(vnode.v_op(), self.raw())
     }
@@ -63,8 +64,8 @@ impl Vector {
         let vector = self.raw();
         let [of_async, of_sync, of_bmap] = &self.originals;
         // SAFETY: a vop_vector lives as long as its filesystem, which this
-        // module depends on; a slot is an aligned function pointer, and other
-        // CPUs only load it.
+        // module depends on. A slot is an aligned function pointer, which other
+        // CPUs only load.
         unsafe {
             let (place, original): (*mut c_void, _) = match slot {
                 Slot::Async => ((&raw mut (*vector).vop_getpages_async).cast(), of_async),
@@ -75,32 +76,32 @@ impl Vector {
         }
     }
 
-    /// Put `ours` into the slot; what was there is the original from now on.
-    /// Does nothing when the slot is ours already.
+    /// Stores `ours` in the slot, and keeps the previous pointer as the
+    /// original. No effect when the slot has `ours` already.
     pub fn take(&self, slot: Slot, Entry(ours): Entry) {
         let (place, original) = self.slot(slot);
         let before = place.load(Ordering::Acquire);
         if before != ours {
-            // The original must be there before the first call comes in.
+            // Store the original before the first call can come in.
             original.store(before, Ordering::Release);
             place.store(ours, Ordering::Release);
         }
     }
 
-    /// Put `ours` into the slot if the known original is there.
+    /// Stores `ours` in the slot, if the slot has the known original.
     pub fn take_if_original(&self, slot: Slot, Entry(ours): Entry) {
         let (place, original) = self.slot(slot);
         let original = original.load(Ordering::Acquire);
         if !original.is_null() {
-            // Failure means that it is somebody else's, and stays so.
+            // On failure another module has the slot, and keeps it.
             let _ = place.compare_exchange(original, ours, Ordering::AcqRel, Ordering::Acquire);
         }
     }
 
-    /// Put the original back. False when the slot is not ours: somebody else
-    /// has replaced it since.
+    /// Stores the original in the slot. False when another module has replaced
+    /// `ours` since.
     ///
-    /// The original stays known: calls may still be inside.
+    /// The original stays known, since calls may still be inside.
     pub fn restore(&self, slot: Slot, Entry(ours): Entry) -> bool {
         let (place, original) = self.slot(slot);
         let original = original.load(Ordering::Acquire);
@@ -109,7 +110,8 @@ impl Vector {
             || place.compare_exchange(ours, original, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Call the original VOP_GETPAGES_ASYNC, with the duty to call iodone.
+    /// Calls the original VOP_GETPAGES_ASYNC, which takes over the duty to call
+    /// iodone.
     ///
     /// # Safety
     ///
@@ -118,14 +120,14 @@ impl Vector {
     unsafe fn original_async(&self, ap: *mut sys::vop_getpages_async_args) -> c_int {
         let (_, original) = self.slot(Slot::Async);
         let original = original.load(Ordering::Acquire);
-        // SAFETY: `take` found a GetpagesAsyncFn in this slot, or null; `ap`
-        // by the caller's promise.
+        // SAFETY: `take` found a GetpagesAsyncFn or null in this slot; `ap`:
+        // see this function's contract.
         let vop = unsafe { mem::transmute::<*mut c_void, Option<GetpagesAsyncFn>>(original) };
         // SAFETY: as above.
         vop.map_or(sys::VM_PAGER_ERROR, |vop| unsafe { vop(ap) })
     }
 
-    /// Call the original VOP_BMAP.
+    /// Calls the original VOP_BMAP.
     ///
     /// # Safety
     ///
@@ -133,37 +135,38 @@ impl Vector {
     unsafe fn original_bmap(&self, ap: *mut sys::vop_bmap_args) -> c_int {
         let (_, original) = self.slot(Slot::Bmap);
         let original = original.load(Ordering::Acquire);
-        // SAFETY: `take` found a BmapFn in this slot, or null; `ap` by the
-        // caller's promise.
+        // SAFETY: `take` found a BmapFn or null in this slot; `ap`: see this
+        // function's contract.
         let vop = unsafe { mem::transmute::<*mut c_void, Option<BmapFn>>(original) };
         // SAFETY: as above.
         vop.map_or(sys::EOPNOTSUPP, |vop| unsafe { vop(ap) })
     }
 
-    /// Call the original VOP_GETPAGES.
+    /// Calls the original VOP_GETPAGES.
     ///
     /// # Safety
     ///
-    /// `ap` is a VOP_GETPAGES's argument, and its pages are untouched.
+    /// `ap` is the argument of a VOP_GETPAGES, and its pages are untouched.
     unsafe fn original_sync(&self, ap: *mut sys::vop_getpages_args) -> c_int {
         let (place, original) = self.slot(Slot::Sync);
         let taken = original.load(Ordering::Acquire);
         let vop = if taken.is_null() { place.load(Ordering::Acquire) } else { taken };
-        // SAFETY: either what `take` found in this slot or what is there:
-        // a GetpagesFn, or null; `ap` by the caller's promise.
+        // SAFETY: the pointer is the one that `take` found in this slot, or the
+        // one that is there: a GetpagesFn or null. `ap`: see this function's
+        // contract.
         let vop = unsafe { mem::transmute::<*mut c_void, Option<GetpagesFn>>(vop) };
         // SAFETY: as above.
         vop.map_or(sys::VM_PAGER_ERROR, |vop| unsafe { vop(ap) })
     }
 }
 
-/// VOPs that a module implements, for the vectors whose slots it takes.
+/// The VOPs that a module implements, and the vectors whose slots it takes.
 pub trait Operations: 'static {
-    /// Held while a thread is in one of the module's VOPs, the original's code
-    /// included when that is called.
+    /// A guard for a thread inside one of the module's VOPs. It covers a call
+    /// of the original too.
     type Inside;
 
-    /// A thread enters one of the module's VOPs.
+    /// Called when a thread enters one of the module's VOPs.
     fn enter() -> Self::Inside;
 
     /// The vectors whose slots may be taken; at least one.
@@ -175,22 +178,23 @@ pub trait Operations: 'static {
     /// VOP_GETPAGES(9). Locks: vnode shared or exclusive, object not.
     fn getpages(call: Getpages<'_>) -> Answer<'_>;
 
-    /// VOP_BMAP(9), for a call that asks where a block is and how many follow:
-    /// the answer, or `None` for the original to give. Locks: vnode.
+    /// VOP_BMAP(9), for a call that asks for a block's place and the run behind
+    /// it. Returns an errno, or `None` to leave the call to the original.
+    /// Locks: vnode.
     fn bmap(call: Bmap<'_>) -> Option<Errno>;
 
-    /// The vnode of a call is of none of the vectors. Another vector, whose
-    /// default these are, may lead here.
+    /// The vnode's vector. `None` when the call came through another vector
+    /// that inherited the slot from one of these (vop_default).
     fn vector_of(vnode: Vnode<'_>) -> Option<&'static Vector> {
         Self::vectors().iter().find(|vector| vector.is_of(vnode)).copied()
     }
 }
 
-/// A function as a slot has it.
+/// A function pointer, as a slot stores it.
 #[derive(Clone, Copy)]
 pub struct Entry(*mut c_void);
 
-/// What to put into a slot so that `O` is called.
+/// The pointer to store in a slot so that the kernel calls `O`.
 pub fn entry<O: Operations>(slot: Slot) -> Entry {
     Entry(match slot {
         Slot::Async => getpages_async::<O> as GetpagesAsyncFn as *mut c_void,
@@ -199,10 +203,10 @@ pub fn entry<O: Operations>(slot: Slot) -> Entry {
     })
 }
 
-/// The vector whose originals serve a vnode: its own, or, when the call came
-/// through one that inherits from another, the last one.
+/// The vector whose originals serve a vnode: its own. When the call came
+/// through a vector that inherited the slot, the last one.
 fn original_of<O: Operations>(vp: *mut sys::vnode) -> Option<&'static Vector> {
-    // SAFETY: locked by the VOP's caller for as long as the call lasts.
+    // SAFETY: the VOP's caller holds the vnode's lock during the call.
     let vnode = NonNull::new(vp).map(|vp| unsafe { Vnode::new(vp) });
     vnode.and_then(O::vector_of).or_else(|| O::vectors().last().copied())
 }
@@ -211,14 +215,14 @@ fn code(result: Result<(), PagerError>) -> c_int {
     result.map_or_else(PagerError::code, |()| sys::VM_PAGER_OK)
 }
 
-/// VOP_GETPAGES_ASYNC(9), through a vop_vector.
+/// VOP_GETPAGES_ASYNC(9), called through a vop_vector.
 unsafe extern "C" fn getpages_async<O: Operations>(ap: *mut sys::vop_getpages_async_args) -> c_int {
     let _inside = O::enter();
     if ap.is_null() {
         return sys::VM_PAGER_ERROR;
     }
-    // SAFETY: the kernel's argument block, ours for the call. Nobody else has
-    // the duty to call a_iodone until it is passed on below.
+    // SAFETY: the kernel's argument block, ours during the call. Only this
+    // reply calls a_iodone, until it is passed on below.
     let (call, original) =
         unsafe { (Getpages::from_async(&mut *ap), original_of::<O>((*ap).a_vp)) };
     let (Some(call), Some(original)) = (call, original) else { return sys::VM_PAGER_ERROR };
@@ -226,11 +230,11 @@ unsafe extern "C" fn getpages_async<O: Operations>(ap: *mut sys::vop_getpages_as
         Answer::Done(result) => code(result),
         Answer::Original(call) => {
             call.reply.pass_on();
-            // SAFETY: unanswered; the reply's duty has just been passed on.
+            // SAFETY: unanswered; the reply has just been passed on.
             unsafe { original.original_async(ap) }
         }
         Answer::Emulate(call) => {
-            // SAFETY: unanswered; the sync VOP does not know of iodone.
+            // SAFETY: unanswered; the sync VOP does not know a_iodone.
             let answer = unsafe { original.original_sync(&mut getpages::sync_args(&*ap)) };
             let result = PagerError::check(answer);
             call.reply.send(result.map_err(PagerError::errno));
@@ -239,13 +243,13 @@ unsafe extern "C" fn getpages_async<O: Operations>(ap: *mut sys::vop_getpages_as
     }
 }
 
-/// VOP_GETPAGES(9), through a vop_vector.
+/// VOP_GETPAGES(9), called through a vop_vector.
 unsafe extern "C" fn getpages<O: Operations>(ap: *mut sys::vop_getpages_args) -> c_int {
     let _inside = O::enter();
     if ap.is_null() {
         return sys::VM_PAGER_ERROR;
     }
-    // SAFETY: the kernel's argument block, ours for the call.
+    // SAFETY: the kernel's argument block, ours during the call.
     let (call, original) = unsafe { (Getpages::from_sync(&mut *ap), original_of::<O>((*ap).a_vp)) };
     let (Some(call), Some(original)) = (call, original) else { return sys::VM_PAGER_ERROR };
     match O::getpages(call) {
@@ -255,13 +259,13 @@ unsafe extern "C" fn getpages<O: Operations>(ap: *mut sys::vop_getpages_args) ->
     }
 }
 
-/// VOP_BMAP(9), through a vop_vector.
+/// VOP_BMAP(9), called through a vop_vector.
 unsafe extern "C" fn bmap<O: Operations>(ap: *mut sys::vop_bmap_args) -> c_int {
     let _inside = O::enter();
     if ap.is_null() {
         return sys::EINVAL;
     }
-    // SAFETY: the kernel's argument block, ours for the call.
+    // SAFETY: the kernel's argument block, ours during the call.
     if let Some(call) = unsafe { Bmap::from_args(&mut *ap) }
         && let Some(answer) = O::bmap(call)
     {
@@ -271,10 +275,10 @@ unsafe extern "C" fn bmap<O: Operations>(ap: *mut sys::vop_bmap_args) -> c_int {
     unsafe { original_of::<O>((*ap).a_vp).map_or(sys::EOPNOTSUPP, |v| v.original_bmap(ap)) }
 }
 
-/// One call of VOP_BMAP that asks where a block is and how many follow it,
-/// as vnode_pager_haspage() does for sendfile(2).
+/// One call of VOP_BMAP that asks for a block's place and the length of the run
+/// behind it, as vnode_pager_haspage() does for sendfile(2).
 pub struct Bmap<'a> {
-    /// The file; locked by the caller.
+    /// The file. The caller holds its lock.
     pub vnode: Vnode<'a>,
     /// The logical block.
     pub lbn: u64,
@@ -292,24 +296,25 @@ impl<'a> Bmap<'a> {
             return None;
         }
         let lbn = u64::try_from(ap.a_bn).ok()?;
-        // SAFETY: by the VOP's contract the vnode is locked, and the int is
-        // the caller's or NULL.
+        // SAFETY: by the VOP's contract the vnode is locked, and the int is the
+        // caller's or NULL.
         unsafe {
             let vnode = Vnode::new(NonNull::new(ap.a_vp)?);
             Some(Self { vnode, lbn, run: ap.a_runp.as_mut()? })
         }
     }
 
-    /// Answer that it cannot be told, which haspage takes for "yes, and so
-    /// many pages follow"; any other caller takes it for an error.
+    /// Answers with a promised run: EAGAIN, and `pages` as the length of the
+    /// run. vnode_pager_haspage() reads this as "the page exists, and so many
+    /// pages follow". Any other caller reads it as an error.
     pub fn promise(self, pages: u32) -> Errno {
         *self.run = c_int::try_from(pages).unwrap_or(c_int::MAX);
         Errno::EAGAIN
     }
 }
 
-/// Whether the slots are where the headers say, as the kernel's own
-/// vnodeop_desc have it.
+/// Whether the offsets of the slots match the headers, by the kernel's own
+/// vnodeop_desc.
 pub(super) fn layout_is_known() -> bool {
     // SAFETY: plain ints of the kernel, set at build time.
     unsafe {

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The module's bufs: what each is for, and how many each purpose may have.
+//! The module's bufs: their uses, and the limit of each use.
 //!
-//! A request whose blocks are known waits for a buf rather than fail, as it does
+//! A request whose block map is in memory waits for a buf and does not fail, as
 //! in the vnode pager. Read-ahead has at most half of the bufs, and gets none
-//! while a request waits. A thread that waits owns no buf that it has not sent,
-//! and waits for as long at most as its device takes to answer: a device that
-//! does not answer leaves bufs to the others.
+//! while a request waits.
 //!
-//! A request whose block map is being read has nobody to wait for bufs. The last
-//! [`reserve`] bufs are for such requests alone, and [`worker`] goes on with
+//! A waiting thread owns no unsent buf, so it waits only for I/O in flight. A
+//! device that does not answer leaves bufs to the other devices.
+//!
+//! A request whose block map is being read has no thread to wait for bufs. The
+//! last [`reserve`] bufs serve only such requests, and [`worker`] goes on with
 //! them as bufs come back.
 
 use super::{complete, deferred, latency, request::Part, worker};
@@ -24,63 +25,66 @@ use crate::{
     stats::{self, Tally},
 };
 
-/// A buf of the module's.
+/// A buf of the module.
 pub type Buf = Pbuf<Context>;
 
 /// All bufs.
 static POOL: Pool<Context> = Pool::new();
-/// `vfs.asyncpager.bufs`: how many there are; 0 for as many as the vnode pager has.
+/// `vfs.asyncpager.bufs`: the number of bufs. 0: as many as the vnode pager
+/// has.
 pub static BUFS: Limit = Limit::new(0, 0, 65_536);
-/// Without a wish, at least and at most so many.
+/// The bounds of the default number of bufs.
 const FEWEST: u32 = 64;
 const MOST: u32 = 2_048;
 
-/// Bufs that read ahead, in flight or not.
+/// Bufs for read-ahead, in flight or not.
 static READAHEAD: Tally = Tally::new();
 /// Bufs that read block maps for requests.
 static MAPS: Tally = Tally::new();
 
-/// What a buf carries.
+/// The context of a buf.
 pub struct Context {
-    /// The transfer, from when the buf is sent until it comes back.
+    /// The transfer, while the buf is in flight.
     flight: Option<latency::InFlight>,
-    /// What the buf is for.
+    /// The buf's job.
     pub job: Job,
-    /// Dropped last.
+    /// Counts the buf. Dropped last.
     share: Share,
 }
 
-/// What a buf is for.
+/// The job of a buf; it selects the completion handler.
 pub enum Job {
-    /// Reads pages of an asynchronous request. `retried` is set when it has
-    /// failed and was sent again without the pages that nobody asked for.
+    /// Reads pages of an asynchronous request.
     Part {
-        /// The buf's share of the request.
+        /// The buf's part of the request.
         part: Part,
-        /// See above.
+        /// Set when the buf has failed and was sent again without its extra
+        /// pages.
         retried: bool,
     },
-    /// Nothing yet, or reads for a thread that waits.
+    /// None yet; or a read for which a thread waits.
     Idle,
     /// Reads pointers of a request's block map.
     Map(deferred::MapRead),
-    /// Reads pages that nobody has asked for yet.
+    /// Reads ahead pages that no request has asked for yet.
     Ahead {
-        /// Keeps the object, and with it the vnode, until the pages are finished.
+        /// Keeps the object, and with it the vnode, until the pages are
+        /// finished.
         paging: Paging,
-        /// Names the stream, see [`readahead::failed`].
+        /// The stream's tag, see [`readahead::failed`].
         tag: usize,
-        /// Its place on the device was not looked up: the block map was not in memory.
+        /// The read is speculative: the block map was not in memory, so the
+        /// buf's place on the device is a prediction.
         speculative: bool,
     },
 }
 
-/// Which bufs a buf counts among.
+/// The use of a buf; each use has its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// A request's, whose thread may wait.
+    /// A request whose thread may wait.
     Request,
-    /// A request's whose block map was not in memory.
+    /// A request whose block map was not in memory.
     Deferred,
     /// A read of a block map.
     Map,
@@ -88,10 +92,10 @@ pub enum Use {
     Readahead,
 }
 
-/// A place among the bufs of one use.
+/// A count in the limit of a use.
 struct Share {
     purpose: Use,
-    /// Whether there is a buf in this place.
+    /// Whether a buf has been allocated for it.
     has_buf: bool,
 }
 
@@ -102,7 +106,8 @@ impl Share {
             Use::Map => (&MAPS, POOL.len() / 8),
             Use::Readahead => (&READAHEAD, POOL.len() / 2),
         };
-        // A share that is made is counted.
+        // A `Share` is made only after it is counted: its drop lowers the
+        // count.
         tally.enter_below(most).then(|| Self { purpose, has_buf: false })
     }
 }
@@ -115,18 +120,18 @@ impl Drop for Share {
             Use::Readahead => READAHEAD.leave(),
         }
         if self.has_buf {
-            // It is back in the pool.
+            // The buf is back in the pool.
             worker::buf_is_back();
         }
     }
 }
 
-/// Bufs that are kept for requests whose block map was not in memory.
+/// Bufs reserved for requests whose block map was not in memory.
 fn reserve() -> usize {
     POOL.len() / 8
 }
 
-/// Make the bufs. May sleep.
+/// Allocates the bufs. Sleeps: yes. Errors: EINVAL, ENOMEM.
 pub fn create() -> Result<(), Errno> {
     let len = match BUFS.get() {
         0 => buf::pager_bufs().clamp(FEWEST, MOST),
@@ -135,22 +140,23 @@ pub fn create() -> Result<(), Errno> {
     POOL.create(c"asyncpager bufs", len as usize)
 }
 
-/// Give the bufs' memory back. May sleep. None is in use.
+/// Frees the bufs, none of which is in use. Sleeps: yes.
 pub fn destroy() {
     POOL.destroy();
 }
 
-/// Whether a buf of this use may be had for the device, while there is so much room.
+/// Whether a buf of this use may be allocated for the device, with this fill
+/// level of the pool.
 ///
-/// A device gets another buf only while fewer are in flight for it than it would
-/// leave: one that does not answer takes half of the bufs at most.
+/// A device gets another buf only while more bufs remain than are in flight for
+/// it. So a device that does not answer takes at most half of the bufs.
 fn admits(purpose: Use, device: usize, room: Room) -> bool {
     let at_device = latency::in_flight(device) as usize;
     let free = room.free.saturating_sub(reserve());
     match purpose {
         Use::Deferred => room.free > 0,
         Use::Request => {
-            // What reads ahead keeps no request waiting.
+            // Bufs of read-ahead must not keep a request waiting.
             let requests = at_device.saturating_sub(READAHEAD.now());
             free > requests || free > 0 && requests == 0
         }
@@ -162,7 +168,7 @@ fn admits(purpose: Use, device: usize, room: Room) -> bool {
     }
 }
 
-/// Whether a buf that reads a block map may be had for the device now. A hint.
+/// Whether a buf to read a block map is available for the device. A hint.
 pub fn map_available(device: usize) -> bool {
     MAPS.now() < POOL.len() / 8 && admits(Use::Map, device, POOL.room())
 }
@@ -172,7 +178,8 @@ pub fn any_free() -> bool {
     POOL.room().free > 0
 }
 
-/// A buf without a job, if there is one for this use and device. Never sleeps.
+/// Allocates a buf without a job. `None` when this use or device may have no
+/// more. Sleeps: no.
 pub fn alloc(purpose: Use, device: Device<'_>) -> Option<Buf> {
     let context = Context { flight: None, job: Job::Idle, share: Share::new(purpose)? };
     let admit = |room| admits(purpose, device.id(), room);
@@ -181,8 +188,8 @@ pub fn alloc(purpose: Use, device: Device<'_>) -> Option<Buf> {
     Some(buf)
 }
 
-/// A buf for a request, whose thread owns no buf that it has not sent. Sleeps
-/// while bufs are in flight for the device and it may have no more.
+/// Allocates a buf for a request. The calling thread must own no unsent buf.
+/// Sleeps: until the device may have another buf.
 pub fn alloc_or_wait(device: Device<'_>) -> Buf {
     alloc(Use::Request, device).unwrap_or_else(|| {
         stats::WAITED_BUF.add(1);
@@ -192,14 +199,14 @@ pub fn alloc_or_wait(device: Device<'_>) -> Buf {
     })
 }
 
-/// Note that a loaded buf goes to its device.
+/// Counts a loaded buf as in flight.
 fn begin(buf: &mut Buf) {
     stats::IN_FLIGHT.enter(1);
     let device = buf.device().map(|device| device.id());
     buf.flight = device.map(latency::sent);
 }
 
-/// Note that a buf is back from its device.
+/// Records that a buf has come back from its device.
 fn end(buf: &mut Buf) {
     let bytes = buf.bytes();
     if let (Job::Ahead { speculative: true, .. }, true) = (&buf.job, buf.has_failed())
@@ -212,26 +219,27 @@ fn end(buf: &mut Buf) {
     }
 }
 
-/// Send a loaded buf; its job says what becomes of it.
+/// Sends a loaded buf. Its job selects the completion handler. Sleeps: for a
+/// bio.
 pub fn send(mut buf: Buf) {
     begin(&mut buf);
     buf.send();
 }
 
-/// Send a loaded buf, whose completion may be claimed.
+/// Sends a loaded buf that the caller may claim. Sleeps: for a bio.
 pub fn send_claimable(mut buf: Buf) -> buf::Claim<Context> {
     begin(&mut buf);
     buf.send_claimable()
 }
 
-/// A buf that was [claimed](buf::Claim) is the thread's again.
+/// Takes over a completed buf that the thread has [claimed](buf::Claim).
 pub fn claimed(mut buf: Buf) -> Buf {
     end(&mut buf);
     stats::IN_FLIGHT.leave();
     buf
 }
 
-/// Send a loaded buf, and sleep until its I/O is over.
+/// Sends a loaded buf and waits for its I/O. Sleeps: yes.
 pub fn read(mut buf: Buf) -> Buf {
     begin(&mut buf);
     claimed(buf.read())
@@ -246,7 +254,7 @@ impl Completion for Context {
             Job::Ahead { .. } => readahead::load::finish(buf),
             Job::Idle => drop(buf),
         }
-        // Last: what unloading waits for.
+        // Last, since unloading waits for this count.
         stats::IN_FLIGHT.leave();
     }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! From a completed buf to the request's reply.
+//! From a completed buf to the reply of its request.
 //!
-//! Runs in the disk's completion thread for async calls: no sleeping here.
+//! For async calls this runs in the disk's completion thread, which must not
+//! sleep.
 
 use core::mem;
 
@@ -23,10 +24,10 @@ use crate::{
     kprintln, stats,
 };
 
-/// One message a second about failed reads.
+/// At most one message a second about failed reads.
 static MESSAGES: RateLimit = RateLimit::new(1);
 
-/// A buf of an async request is back.
+/// Handles a completed buf of an async request. Sleeps: no.
 pub fn part(mut buf: Buf) {
     let behind = buf.behind();
     let around = behind + buf.ahead();
@@ -37,7 +38,7 @@ pub fn part(mut buf: Buf) {
             && is_worth_retrying(error, around)
         {
             *retried = true;
-            // The vnode's lock has gone with the VOP.
+            // The VOP has returned, and its caller may have unlocked the vnode.
             part.request().inspect(|request| request.value().unlocked());
             narrow(&mut buf, behind);
             worker::push(buf);
@@ -46,13 +47,14 @@ pub fn part(mut buf: Buf) {
         log(&buf, error);
     }
     if let Job::Part { part, .. } = mem::replace(&mut buf.job, Job::Idle) {
-        // The buf first: the reply lets vnode and mount go away.
+        // Drop the buf first: after the reply, vnode and mount may go away.
         drop(buf);
         part.arrive(outcome);
     }
 }
 
-/// A buf of a synchronous request is back. Sleeps while it is read again.
+/// Handles a completed buf of a synchronous request. Sleeps: while the buf is
+/// read again. Errors: the device's, EIO.
 pub fn sync(mut buf: Buf) -> Result<(), Errno> {
     let behind = buf.behind();
     let around = behind + buf.ahead();
@@ -67,9 +69,9 @@ pub fn sync(mut buf: Buf) -> Result<(), Errno> {
     outcome.inspect_err(|error| log(&buf, *error))
 }
 
-/// Whether a failed buf with so many pages that nobody asked for is read once
-/// more without them: a bad sector below such a page must not fail the request.
-/// A device that is gone stays gone.
+/// Whether to read a failed buf again without its `around` extra pages: a bad
+/// sector below an extra page must not fail the request. A device that is gone
+/// (ENXIO) stays gone.
 fn is_worth_retrying(error: Errno, around: u32) -> bool {
     around > 0 && error != Errno::ENXIO
 }
@@ -79,18 +81,19 @@ fn narrow(buf: &mut Buf, behind: u32) {
     buf.narrow(behind);
 }
 
-/// The I/O's own clean-up: mapping, bytes behind the end of the file, and the
-/// pages that nobody asked for.
+/// Finishes the I/O of a buf: removes the mapping, zeroes the bytes behind the
+/// end of the file, and validates or frees the extra pages. Locks: takes object
+/// read. Sleeps: no. Errors: the device's, EIO.
 pub fn settle(buf: &mut Buf) -> Result<(), Errno> {
     let mut outcome = buf.outcome();
     match buf.vnode().and_then(|vnode| vnode.object()) {
         Some(object) if outcome.is_ok() => {
-            // The read lock keeps the file's end where it is.
+            // The read lock keeps the end of the file where it is.
             let locked = object.read();
             let eof = locked.vnp_size();
-            // The file may have grown since the buf was sent: what the
-            // transfer did not reach is zeroed too. With small blocks that
-            // is for other bufs to read.
+            // The file may have grown since the buf was sent: zero the part
+            // that the transfer did not reach. With small blocks other bufs
+            // read that part.
             let small = buf.vnode().is_some_and(|vnode| u64::from(vnode.block_size()) < PAGE);
             let reached = if small { u64::MAX } else { u64::from(buf.bytes()) };
             let start = buf.first_pindex().map_or(eof, |pindex| pindex.saturating_mul(PAGE));
@@ -110,7 +113,8 @@ pub fn settle(buf: &mut Buf) -> Result<(), Errno> {
     outcome
 }
 
-/// A share of a request is done; with the last one the request is answered.
+/// Drops a reference to a request, with the outcome of its I/O. The last one
+/// answers the request.
 pub fn arrive(request: Pending<Request>, outcome: Result<(), Errno>) {
     if let Err(error) = outcome {
         request.value().fail(error);
@@ -120,7 +124,7 @@ pub fn arrive(request: Pending<Request>, outcome: Result<(), Errno>) {
     }
 }
 
-/// Answer a request: all replies of pending requests pass here.
+/// Answers a pending request. All replies of pending requests pass here.
 fn answer(last: Last<Request>) {
     let request = last.value();
     let mut outcome = request.outcome();
@@ -138,13 +142,14 @@ fn answer(last: Last<Request>) {
     last.answer(outcome);
 }
 
-/// Zero what a truncation has cut off since the VOP has returned.
+/// Zeroes the bytes that a truncation has cut off since the VOP returned.
 ///
-/// A truncation may free the file's blocks before it waits for the busied pages:
-/// what was read since may be another file's. The [size](fs::FileSystem::size)
-/// falls first, and the truncation ends only after the answer. So what lies below
-/// it now was the file's all along. (FFS without soft updates raises the size
-/// again for a while, but waits for the busied pages before it frees a block.)
+/// A truncation may free the file's blocks before it waits for the busied
+/// pages, so bytes read since then may belong to another file. It lowers the
+/// [size](fs::FileSystem::size) first, and ends only after the answer. So all
+/// bytes below the present size have been the file's all along. (FFS without
+/// soft updates raises the size again for a while, but waits for the busied
+/// pages before it frees a block.)
 fn without_truncated(last: &Last<Request>, outcome: Result<(), Errno>) -> Result<(), Errno> {
     let Some(size) = fs::of(last.vnode()).and_then(|fs| fs.size(last.vnode())) else {
         return outcome;
@@ -155,24 +160,25 @@ fn without_truncated(last: &Last<Request>, outcome: Result<(), Errno>) -> Result
         let below = plan::below_eof(start.saturating_add(i * PAGE), PAGE, size) as u32;
         page.zero(below, PAGE as u32 - below);
     }
-    // An error may come of following what were pointers once.
+    // The error may come from a pointer that the truncation has made stale.
     if size <= start { Ok(()) } else { outcome }
 }
 
-/// Make pages valid up to the end of the file, the first `read` of them as a whole.
+/// Validates pages up to the end of the file. `read`: the first pages, which
+/// were read as a whole. Locks: takes object read.
 pub fn make_valid(object: &Object<'_>, pages: &[BusiedPage], read: usize) {
     let locked = object.read();
     for (i, page) in pages.iter().enumerate() {
         if i < read {
             page.validate(&locked);
         } else {
-            // Its invalid part lies behind the end of the file.
+            // The invalid part of this page lies behind the end of the file.
             page.zero_invalid();
         }
     }
 }
 
-/// Kept out of the way of what goes well, with the stack that it takes.
+/// Out of line, to keep its stack out of the success path.
 #[cold]
 #[inline(never)]
 fn log(buf: &Buf, error: Errno) {

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Deferred maps: requests whose block map is read first, while no thread waits.
+//! Deferred maps: requests whose block map is read first, while no thread
+//! waits.
 //!
-//! sendfile(2) asks vnode_pager_haspage() for the length of a run before it
+//! sendfile(2) calls vnode_pager_haspage() for the length of a run before it
 //! calls the pager, and VOP_BMAP would read an indirect block to answer. When
-//! that block is not in memory, [`promise`] answers with a run that nobody has
-//! looked up, and [`send`] serves it: a buf reads the pointers, level by level,
-//! and when they are there the request is planned and sent, by a thread of our
-//! own, since a completion thread may not.
+//! that block is not in memory, [`promise`] answers with a run that it has not
+//! looked up: the promised run. [`send`] then serves the call. A buf reads the
+//! pointers, level by level. With the last level a worker thread plans and
+//! sends the request, since a completion thread must not sleep.
 //!
-//! What it reads past the buffer cache is the truth: the blocks were not in
-//! memory while the vnode was locked, so the disk has their newest contents,
-//! and none of their pointers that matter can change before the request is
-//! answered. A thread that moves a block or fills a hole needs the pages that lie
-//! there first, and these are busied; a truncation sets the file's size first.
+//! These reads bypass the buffer cache, and yet their pointers are valid. The
+//! blocks were not in memory while the vnode was locked, so the disk has their
+//! newest contents. Nor can a pointer that matters change before the request is
+//! answered: a thread that moves a block or fills a hole first needs the pages
+//! that lie there, and they are busied. A truncation sets the file's size
+//! first, which the completion checks.
 
 use super::{
     bufs::{self, Buf, Job, Use},
@@ -28,23 +30,27 @@ use crate::{
     stats,
 };
 
-/// A request whose block map is being read, in the buf that reads it.
+/// The state of a request whose block map is being read. The buf that reads it
+/// carries the state.
 ///
 /// 1. The buf reads a piece of the first indirect block that is not in memory.
-/// 2. Its completion hands it to the worker, which finds in it the place of the
-///    next level's block; the buf reads that.
-/// 3. On the last level the pointers lead to the request's data. The worker
-///    sends a buf for each run. When it finds no buf it goes on later.
-/// 4. With the last run sent, the buf is dropped and its share arrives.
+/// 2. Its completion hands the buf to the worker. The worker finds the next
+///    level's block in the piece, and the buf reads that.
+/// 3. The pointers of the last level lead to the request's data. The worker
+///    sends a buf for each run. When no buf is free, it goes on when one comes
+///    back.
+/// 4. After the last run is sent, the worker drops the buf and its part
+///    arrives.
 pub struct MapRead {
     part: Part,
     level: usize,
     walk: Walk,
 }
 
-/// Pages to promise a caller of VOP_BMAP that must not wait for the block
-/// map. `None` when it need not wait, or not for long, or is not sendfile(2)
-/// about to call the pager: it gets the true answer.
+/// The length of the run to promise a caller of VOP_BMAP, in pages. `None`
+/// leaves the call to the original VOP: the block map is in memory, the device
+/// is fast, no buf is free, or the caller is not sendfile(2) before a call of
+/// the pager. Locks: vnode. Sleeps: no.
 pub fn promise(call: &Bmap<'_>) -> Option<u32> {
     if call.vnode.is_doomed() {
         return None;
@@ -61,15 +67,15 @@ pub fn promise(call: &Bmap<'_>) -> Option<u32> {
     }
     let per_block = place.geometry.block / PAGE;
     let first = call.lbn.checked_mul(per_block)?;
-    // sendfile has busied and wired the page that it asks about; no other caller
-    // of this form has.
+    // sendfile(2) has busied and wired the page before it asks; no other caller
+    // of this form does.
     let locked = place.object.read();
     if !(first..first.saturating_add(per_block)).any(|pindex| locked.is_wanted(pindex)) {
         return None;
     }
-    // Which of the block's pages it asks about is not known: at worst the
-    // last. It does not matter where the file ends with this indirect block,
-    // since sendfile asks for nothing behind that.
+    // The call does not tell which page of the block it is about: assume the
+    // last. In the file's last indirect block assume the first, since
+    // sendfile(2) asks for nothing behind the end of the file.
     let end = map.end.saturating_mul(per_block);
     let at = if end >= place.file.pages { first } else { first.saturating_add(per_block) - 1 };
     let most = u64::from(place.geometry.max_pages).saturating_sub(1);
@@ -81,9 +87,9 @@ fn place(vnode: Vnode<'_>) -> Option<Place<'_>> {
     (place.is_served() && !place.geometry.small_blocks()).then_some(place)
 }
 
-/// Send the first buf of a request whose run was promised. Gives the call
-/// back, untouched, when its blocks can be looked up without waiting after
-/// all, or there is no buf or page at hand.
+/// Sends the first buf of a request whose run was promised. Gives the call
+/// back, untouched, when its block map is in memory after all, or when no buf
+/// or page is free. Locks: vnode. Sleeps: for a bio.
 #[allow(clippy::result_large_err)] // the call itself, not an error
 pub fn send(call: Call<'_>) -> Result<Answer<'_>, Call<'_>> {
     let Some((mut buf, level)) = first_read(&call) else {
@@ -106,8 +112,8 @@ pub fn send(call: Call<'_>) -> Result<Answer<'_>, Call<'_>> {
     Ok(Answer::Done(Ok(())))
 }
 
-/// A buf that reads the first piece of the block map that is not in memory, and
-/// its level.
+/// Prepares a buf that reads the first piece of the block map that is not in
+/// memory. Returns the buf and its level.
 fn first_read(call: &Call<'_>) -> Option<(Buf, usize)> {
     let Target { place, first, wanted, .. } = call.target;
     let map = place.fs.missing_map(place.vnode, place.lbn(first))?;
@@ -124,7 +130,7 @@ fn first_read(call: &Call<'_>) -> Option<(Buf, usize)> {
     Some((buf, map.level))
 }
 
-/// A buf that reads pointers is back. Does not sleep.
+/// Handles a completed buf that has read pointers. Sleeps: no.
 pub fn map_read(mut buf: Buf) {
     match buf.outcome() {
         Ok(()) => worker::push(buf),
@@ -132,8 +138,8 @@ pub fn map_read(mut buf: Buf) {
     }
 }
 
-/// Go on with a request whose pointers have been read. Gives the buf back when
-/// there is no other one to go on with. May sleep for a bio.
+/// Goes on with a request whose pointers have been read. Gives the buf back
+/// when no other buf is free. Sleeps: for a bio.
 pub fn go_on(mut buf: Buf) -> Option<Buf> {
     match next(&mut buf) {
         Ok(Next::Read) => bufs::send(buf),
@@ -144,7 +150,8 @@ pub fn go_on(mut buf: Buf) -> Option<Buf> {
     None
 }
 
-/// Nothing is left to do with the map: the rest of the request is with its other bufs.
+/// Ends the read of the map with `outcome`. The request's other bufs end the
+/// rest.
 fn end(mut buf: Buf, outcome: Result<(), Errno>) {
     if let Job::Map(read) = core::mem::replace(&mut buf.job, Job::Idle) {
         drop(buf);
@@ -152,17 +159,18 @@ fn end(mut buf: Buf, outcome: Result<(), Errno>) {
     }
 }
 
-/// What is to be done after a look at the pointers.
+/// The next step after a look at the pointers.
 enum Next {
-    /// Read more of them.
+    /// Read the next level.
     Read,
-    /// Nothing: all bufs of the request are on their way.
+    /// None: all bufs of the request are on their way.
     Done,
     /// Wait for a buf.
     Starved,
 }
 
-/// Do what the pointers say: aim at the next level, or send the request's bufs.
+/// Follows the pointers: aims the buf at the next level, or sends the request's
+/// bufs. Errors: EIO for pointers that make no sense.
 fn next(buf: &mut Buf) -> Result<Next, Errno> {
     let Job::Map(MapRead { part, level, walk }) = &buf.job else { return Err(Errno::EIO) };
     let (level, mut walk) = (*level, *walk);
@@ -173,7 +181,7 @@ fn next(buf: &mut Buf) -> Result<Next, Errno> {
     let lbn = place.lbn(target.first);
     let next = place.fs.follow(place.vnode, lbn, level, buf.bytes_read()).ok_or(Errno::EIO)?;
     if let fs::Next::Map(below) = next {
-        // All pieces of a filesystem's maps are of the same length.
+        // All pieces of a filesystem's maps have the same length.
         buf.aim(below.blkno);
         if let Job::Map(read) = &mut buf.job {
             read.level = level.saturating_add(1);

@@ -1,47 +1,48 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! How long a device takes for a transfer, measured as transfers come back,
-//! and how many it has now.
+//! The latency of each device, measured as transfers come back, and its
+//! transfers in flight.
 //!
-//! A device is known by a 32-bit key. Its entry holds the key and the number
-//! of transfers in flight in one word, so that an entry is taken over from
-//! another device only while that has none in flight, and a transfer leaves
-//! the very entry that it has entered.
+//! A device is identified by a 32-bit key. An entry holds the key and the
+//! number of transfers in flight in one word. So an entry is taken over from
+//! another device only while that one has none in flight, and a transfer leaves
+//! the entry that it has entered.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::kpi::{sysctl::Limit, systm};
 
-/// `vfs.asyncpager.readahead.latency_min`: microseconds from which on a
-/// device's latency is worth hiding.
+/// `vfs.asyncpager.readahead.latency_min`: microseconds. Read-ahead hides the
+/// latency of a device only from this value on.
 pub static MIN: Limit = Limit::new(1500, 0, 10_000_000);
 
-/// Devices that are told apart. Of more of them, the idle ones are forgotten.
+/// The number of entries. With more devices, an idle device loses its entry.
 const DEVICES: usize = 64;
 
-/// What is known about a device.
+/// The measurements of a device.
 struct Entry {
-    /// The device's [`key`] in the high half, 0 if there is none; transfers in
-    /// flight in the low half.
+    /// The device's [`key`] in the high half, 0 for none. Transfers in flight
+    /// in the low half.
     state: AtomicU64,
-    /// Since when; see [`mounted`].
+    /// The mounting that the measurements belong to; see [`mounted`].
     mounting: AtomicUsize,
-    /// Of all transfers.
+    /// The average of all transfers.
     all: Average,
-    /// Of small ones: what is left when moving the bytes takes no time.
+    /// The average of small transfers, which spend almost no time on moving
+    /// bytes.
     small: Average,
-    /// The longest lately, waiting in the device's queue included, forgotten
-    /// little by little; 0 if nothing is known.
+    /// The longest recent latency, queueing included. Decays by a sixteenth
+    /// with each transfer; 0 when unknown.
     longest_us: AtomicU32,
-    /// A speculative read of it has failed.
+    /// A speculative read of the device has failed.
     speculation_failed: AtomicBool,
-    /// It is known to read sectors that were never written without an error.
+    /// The device reads sectors that were never written without an error.
     speculation_is_safe: AtomicBool,
 }
 
-/// A moving average of microseconds; 0 if nothing is known.
+/// A moving average in microseconds; 0 when unknown.
 struct Average {
     us: AtomicU32,
-    /// The last one, if it was above the average; else 0.
+    /// The last sample, if it was above the average; else 0.
     above: AtomicU32,
 }
 
@@ -59,7 +60,7 @@ impl Average {
         self.above.store(0, Ordering::Relaxed);
     }
 
-    /// One more; gives the average with it.
+    /// Adds a sample and returns the new average.
     fn add(&self, us: u32) -> u32 {
         let us = us.clamp(1, LONGEST_US);
         let before = self.us();
@@ -91,16 +92,16 @@ impl Entry {
         self.state.load(Ordering::Relaxed) >> 32 == u64::from(key)
     }
 
-    /// Count a transfer of the device that has this entry. Gives how many
-    /// were in flight; `None` if the entry is another device's.
+    /// Counts a transfer. Returns the number of transfers in flight before it;
+    /// `None` when the entry belongs to another device.
     fn enter(&self, key: u32) -> Option<u32> {
         let more = |state: u64| (state >> 32 == u64::from(key)).then(|| state.wrapping_add(1));
         let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
         before.ok().map(|state| state as u32)
     }
 
-    /// Take an entry over that is as in `before`, with nothing in flight, and
-    /// count a transfer.
+    /// Takes over an idle entry and counts a transfer. False when the entry is
+    /// not idle, or differs from `before`.
     fn take_over(&self, before: u64, key: u32) -> bool {
         let after = u64::from(key) << 32 | 1;
         let taken = before as u32 == 0
@@ -135,7 +136,8 @@ impl Entry {
         self.speculation_is_safe.store(false, Ordering::Relaxed);
     }
 
-    /// A transfer of `bytes` took `us`, and found the device `alone`.
+    /// Adds a sample: a transfer of `bytes` took `us`. `alone`: the device was
+    /// nearly idle when it was sent.
     fn add(&self, us: u32, bytes: u32, alone: bool) {
         let is_small = bytes <= SMALL;
         let latency = if is_small { us } else { us / LARGE }.clamp(1, LONGEST_US);
@@ -149,18 +151,19 @@ impl Entry {
         if is_small {
             self.small.add(us);
         } else if all / LARGE / SLOWER > self.small.us() {
-            // Small ones have been sent to a faster device than this one is.
+            // The small samples are from a time when the device was faster.
             self.small.forget();
         }
     }
 
-    /// What the device takes before it moves the first byte.
+    /// The latency before the first byte moves, in microseconds.
     fn latency_us(&self) -> u32 {
         match (self.small.us(), self.all.us()) {
             (0, 0) => UNKNOWN_US,
-            // Most of a large one's time may have gone into moving its bytes.
+            // Most of a large transfer's time may have gone into moving its
+            // bytes.
             (0, us) => us / LARGE,
-            // Small ones tell more.
+            // Small transfers are more accurate.
             (us, _) => us,
         }
     }
@@ -184,10 +187,10 @@ impl Entry {
     }
 }
 
-/// The entries of the devices that have been in use lately.
+/// The entries of the recently used devices.
 struct Table<const N: usize> {
     entries: [Entry; N],
-    /// Counts transfers of devices without an entry, and learns nothing.
+    /// Counts the transfers of devices without an entry. Holds no measurements.
     overflow: Entry,
 }
 
@@ -198,20 +201,20 @@ impl<const N: usize> Table<N> {
         Self { entries: [const { Entry::new() }; N], overflow: Entry::new() }
     }
 
-    /// The entries in the order in which a device looks for its own.
+    /// The entries in the order of the search for a device.
     fn candidates(&self, key: u32) -> impl Iterator<Item = &Entry> {
         let home = (key as usize).checked_rem(N).unwrap_or(0);
         let (before, after) = self.entries.split_at_checked(home).unwrap_or((&[], &self.entries));
         after.iter().chain(before)
     }
 
-    /// The device's entry; `None` if it has none. Nearly always the first one
-    /// that is looked at.
+    /// The device's entry, if it has one. Nearly always the first candidate.
     fn find(&self, key: u32) -> Option<&Entry> {
         self.candidates(key).find(|entry| entry.is_of(key))
     }
 
-    /// Count a transfer. Gives where, and how many were in flight.
+    /// Counts a transfer. Returns the entry, and the number in flight before
+    /// it.
     fn enter(&self, key: u32) -> (&Entry, u32) {
         let own = || {
             self.candidates(key).find_map(|entry| entry.enter(key).map(|before| (entry, before)))
@@ -238,24 +241,24 @@ impl<const N: usize> Table<N> {
         self.find(key).map_or_else(|| self.overflow.in_flight(), Entry::in_flight)
     }
 
-    /// Begin a transfer.
+    /// Begins a transfer.
     fn send(&'static self, key: u32, now_us: u32) -> InFlight {
         let (entry, before) = self.enter(key);
-        // Behind a queue, a transfer's time says more about the queue.
+        // Behind a queue, a sample measures the queue.
         InFlight { entry, sent_us: now_us, alone: before <= ALONE }
     }
 }
 
-/// A transfer on its way to a device: counted until it is back.
+/// A transfer in flight. Dropping it ends its count.
 pub struct InFlight {
     entry: &'static Entry,
     sent_us: u32,
-    /// The device had next to nothing to do.
+    /// The device was nearly idle when the transfer was sent.
     alone: bool,
 }
 
 impl InFlight {
-    /// The transfer of `bytes` has come back just now.
+    /// Adds the sample of a transfer of `bytes` that has just come back.
     pub fn came_back(self, bytes: u32) {
         self.came_back_at(bytes, systm::uptime_us() as u32);
     }
@@ -273,56 +276,58 @@ impl Drop for InFlight {
     }
 }
 
-/// The key of no device, and of the overflow entry.
+/// The key of the overflow entry; no device has it.
 const OVERFLOW: u32 = 0;
 
-/// Names a device, see [`Device::id`](crate::kpi::vnode::Device::id); never
-/// [`OVERFLOW`].
+/// The key of a device, see [`Device::id`](crate::kpi::vnode::Device::id);
+/// never [`OVERFLOW`].
 fn key(device: usize) -> u32 {
     let hash = (device as u64 >> 3).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((hash >> 32) as u32).max(1)
 }
 
-/// What the device took that was measured last: a new one is assumed to be
-/// like it.
+/// The average of the device that was measured last. A new device is assumed to
+/// be at least as slow.
 static LAST_US: AtomicU32 = AtomicU32::new(0);
-/// A device that nothing is known of is assumed to be slow: over-reading is
-/// cheaper than a stall.
+/// A device without samples is assumed to be slow: over-reading is cheaper than
+/// a stall. Microseconds.
 const UNKNOWN_US: u32 = 10_000;
 
 fn unknown_us() -> u32 {
     LAST_US.load(Ordering::Relaxed).max(UNKNOWN_US)
 }
 
-/// So many times what small ones take, the latency of large ones is another device's.
+/// The device counts as slower than its small samples when the latency of large
+/// transfers exceeds them by more than this factor.
 const SLOWER: u32 = 4;
 
-/// No transfer counts for longer.
+/// Longer samples are cut to this value. Microseconds.
 const LONGEST_US: u32 = 10_000_000;
 
-/// Bytes of a small transfer, at most.
+/// The largest small transfer, in bytes.
 const SMALL: u32 = 32 * 4096;
 
-/// A filesystem on the device is in use, see
-/// [`Vnode::mounting`](crate::kpi::vnode::Vnode::mounting). With another
-/// mounting than before, another device may be in this one's place.
+/// Reports the mounting of a filesystem on the device, see
+/// [`Vnode::mounting`](crate::kpi::vnode::Vnode::mounting). A new mounting
+/// discards the measurements: another device may have taken this one's place.
 pub fn mounted(device: usize, mounting: usize) {
     if let Some(entry) = TABLE.find(key(device)) {
         entry.mounted(mounting);
     }
 }
 
-/// A transfer to the device is about to begin. Never sleeps.
+/// Counts a transfer that is about to begin. Sleeps: no.
 pub fn sent(device: usize) -> InFlight {
     TABLE.send(key(device), systm::uptime_us() as u32)
 }
 
-/// Bufs behind which one still counts as alone.
+/// A transfer counts as alone with at most this many in flight before it.
 const ALONE: u32 = 1;
 
-/// An average that falls fast and rises slowly: what takes longer than usual
-/// has been waiting for something else. Unless the one before, `above`, did so
-/// too: then the device has become slower.
+/// Blends a sample into an average that falls by a half and rises by an eighth:
+/// a single slow sample may be queueing delay. When the sample before was slow
+/// too (`above`), the device has become slower, and the average rises at once
+/// to the smaller of the two.
 fn blend(before: u32, above: u32, us: u32) -> u32 {
     match before {
         0 => us,
@@ -331,34 +336,38 @@ fn blend(before: u32, above: u32, us: u32) -> u32 {
     }
 }
 
-/// Microseconds that the device takes; of one that is not known yet, what the
-/// last one took, or [`UNKNOWN_US`].
+/// The device's average, in microseconds. Without samples: that of the device
+/// measured last, but at least [`UNKNOWN_US`].
 pub fn of(device: usize) -> u32 {
     TABLE.find(key(device)).map_or_else(unknown_us, Entry::us)
 }
 
-/// Whether the device takes [`MIN`] microseconds for a transfer, however small.
+/// Whether the device's latency is at least [`MIN`], however small the
+/// transfer.
 pub fn is_worth_hiding(device: usize) -> bool {
     TABLE.find(key(device)).map_or(UNKNOWN_US >= MIN.get(), Entry::is_worth_hiding)
 }
 
-/// Whether a transfer may take [`MIN`] microseconds, as one has lately.
+/// Whether a transfer may take [`MIN`] microseconds: on average, or as a recent
+/// one has.
 pub fn may_be_long(device: usize) -> bool {
     TABLE.find(key(device)).map_or(UNKNOWN_US >= MIN.get(), Entry::may_be_long)
 }
 
-/// A speculative read of the device has failed: send no more until the
-/// filesystem is mounted anew. A device with integrity data fails where it was
-/// never written, and reports each failure. Call while the transfer is in flight.
+/// Bars speculative reads of the device until the filesystem is mounted anew,
+/// after one has failed. A device with integrity data fails reads of sectors
+/// that were never written, and reports each failure. Call while the transfer
+/// is in flight, which keeps the entry.
 pub fn bar_speculation(device: usize) {
     if let Some(entry) = TABLE.find(key(device)) {
         entry.speculation_failed.store(true, Ordering::Relaxed);
     }
 }
 
-/// Whether speculative reads of the device may be sent, when `is_safe` says, asked
-/// once for each mounting, that sectors which were never written can be read. Not
-/// without an entry to note a failure in.
+/// Whether speculative reads of the device are allowed. `is_safe`: whether
+/// sectors that were never written can be read; called until it says yes once
+/// in a mounting. False for a device without an entry, where a failure could
+/// not be recorded.
 pub fn may_speculate(device: usize, is_safe: impl FnOnce() -> bool) -> bool {
     let Some(entry) = TABLE.find(key(device)) else { return false };
     if entry.speculation_failed.load(Ordering::Relaxed) {
@@ -373,10 +382,11 @@ pub fn may_speculate(device: usize, is_safe: impl FnOnce() -> bool) -> bool {
     true
 }
 
-/// Of a large transfer's time, this part at least is taken for latency.
+/// A large transfer's latency is taken to be this fraction of its time: a
+/// quarter.
 const LARGE: u32 = 4;
 
-/// Transfers that the device has now.
+/// The device's transfers in flight.
 pub fn in_flight(device: usize) -> u32 {
     TABLE.in_flight(key(device))
 }
@@ -394,17 +404,18 @@ mod tests {
         assert!(average.add(300_000) < 64_000);
         (0..12).for_each(|_| _ = average.add(100));
         assert!(average.us() < 200, "{}", average.us());
-        // and so may one now and then,
+        // and so may an occasional one,
         (0..40).for_each(|i| _ = average.add(if i % 3 == 0 { 30_000 } else { 100 }));
         assert!(average.us() < 5_000, "{}", average.us());
-        // but two in a row are a slower disk.
+        // but two in a row mean a slower disk.
         (0..2).for_each(|_| _ = average.add(30_000));
         assert!(average.us() >= 30_000, "{}", average.us());
     }
 
     const BIG: u32 = 8 * SMALL;
 
-    /// A device that has served `transfers`, each of microseconds and bytes.
+    /// The entry of a device that has served `transfers`: microseconds and
+    /// bytes each.
     fn served(transfers: &[(u32, u32)]) -> Entry {
         let entry = Entry::new();
         transfers.iter().for_each(|(us, bytes)| entry.add(*us, *bytes, true));
@@ -417,7 +428,7 @@ mod tests {
         // 1 MiB from an SSD behind SATA, and from a disk that seeks.
         assert!(!served(&[(2_200, BIG)]).is_worth_hiding());
         assert!(served(&[(12_000, BIG)]).is_worth_hiding());
-        // Small ones tell more.
+        // Small transfers are more accurate.
         assert!(!served(&[(12_000, BIG), (1_400, SMALL)]).is_worth_hiding());
         assert!(!served(&[&[(1_000, SMALL)], &[(12_000, BIG); 99][..]].concat()).is_worth_hiding());
         assert!(served(&[(2_000, BIG), (1_600, SMALL)]).is_worth_hiding());
@@ -446,13 +457,13 @@ mod tests {
     fn a_long_transfer_is_remembered_for_a_while() {
         let entry = served(&[(100, SMALL)]);
         assert!(!entry.may_be_long());
-        // What waits for others counts too: so would the next one.
+        // Queueing counts too: the next transfer would wait as well.
         entry.add(8_000, SMALL, false);
         (0..20).for_each(|_| entry.add(100, SMALL, true));
         assert!(entry.may_be_long() && !entry.is_worth_hiding());
         (0..10).for_each(|_| entry.add(100, SMALL, true));
         assert!(!entry.may_be_long());
-        // Who is long for small ones is so whatever large ones took.
+        // Small transfers that take long count, whatever large transfers take.
         let entry = served(&[&[(5_000, SMALL)], &[(5_600, BIG); 50][..]].concat());
         assert!(entry.may_be_long());
     }
@@ -461,7 +472,7 @@ mod tests {
     fn an_entry_in_use_is_not_taken_over() {
         static TABLE: Table<4> = Table::new();
         let held: Vec<_> = (1..=4).map(|key| TABLE.send(key, 0)).collect();
-        // A fifth device: counted, but not learnt from.
+        // A fifth device is counted but not measured.
         let fifth = TABLE.send(5, 0);
         assert!((1..=4).all(|key| TABLE.in_flight(key) == 1) && TABLE.find(5).is_none());
         assert_eq!((TABLE.in_flight(5), TABLE.overflow.in_flight()), (1, 1));
@@ -471,7 +482,8 @@ mod tests {
             transfer.came_back_at(SMALL, 100 * key);
         }
         assert!((1..=4).all(|key| TABLE.find(key).is_some_and(|e| e.all.us() == 100 * key)));
-        // Now that all are idle, the fifth takes one over, with nothing known.
+        // Once all are idle, the fifth device takes over an entry without
+        // measurements.
         let fifth = TABLE.send(5, 0);
         let entry = TABLE.find(5).unwrap();
         assert_eq!((TABLE.in_flight(5), entry.all.us(), TABLE.overflow.in_flight()), (1, 0, 0));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The data path, in reading order: [`request`] → [`plan`] → [`submit`] → [`complete`].
+//! The data path, in reading order: [`request`] → [`plan`] → [`submit`] →
+//! [`complete`].
 
 pub mod bufs;
 pub mod complete;
@@ -20,7 +21,8 @@ use crate::{
     stats,
 };
 
-/// Make what the data path needs. May sleep.
+/// Creates the request zone, the bufs and the worker threads. Sleeps: yes.
+/// Errors: EINVAL, ENOMEM.
 pub fn start() -> Result<(), Errno> {
     REQUESTS.create(c"asyncpager requests")?;
     bufs::create().inspect_err(|_| REQUESTS.destroy())?;
@@ -28,21 +30,21 @@ pub fn start() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Give everything back. No request is in progress. May sleep.
+/// Releases what [`start`] created. No request is in progress. Sleeps: yes.
 pub fn end() {
     worker::end();
     bufs::destroy();
     REQUESTS.destroy();
 }
 
-/// Serve a call of VOP_GETPAGES_ASYNC, or of VOP_GETPAGES when its reply is
-/// not async: then this waits for the I/O. `promised` says that the caller
-/// was told of a run that nobody has looked up yet. What an async call missed
-/// is noted in `miss`.
+/// Serves a call of VOP_GETPAGES_ASYNC; or of VOP_GETPAGES, when its reply is
+/// not async: then this waits for the I/O. `promised`: our VOP_BMAP has
+/// promised this call a run without a look at the block map. `miss`: receives
+/// the pages that an async call has to read.
 ///
-/// The vnode is locked and the object is not. May sleep for the block map
-/// unless `promised`, and for a buf while all are in flight; never for the data
-/// of an async call.
+/// Locks: vnode; object not. Sleeps: for the block map unless `promised`; for a
+/// buf while all are in flight; for the data only when the call is synchronous.
+///
 pub fn getpages<'a>(vop: Getpages<'a>, promised: bool, miss: &mut Option<Miss>) -> Answer<'a> {
     stats::PAGES_REQUESTED.add(vop.pages.len() as u32);
     let mut call = match prepare(vop) {
@@ -51,7 +53,7 @@ pub fn getpages<'a>(vop: Getpages<'a>, promised: bool, miss: &mut Option<Miss>) 
     };
     let target = call.target;
     if target.wanted == 0 {
-        // The only page, and what it lacks lies behind the end of the file.
+        // A single page whose invalid part lies behind the end of the file.
         target.pages.iter().for_each(BusiedPage::zero_invalid);
         stats::PAGES_VALID.add(1);
         return finished(call);
@@ -72,7 +74,7 @@ pub fn getpages<'a>(vop: Getpages<'a>, promised: bool, miss: &mut Option<Miss>) 
     submit::send(call, noted)
 }
 
-/// All pages are valid, without any I/O.
+/// Answers a call whose pages need no I/O.
 fn finished(mut call: Call<'_>) -> Answer<'_> {
     call.vop.behind.report(0);
     call.vop.ahead.report(0);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What to read: pure arithmetic, without the kernel.
+//! The plan of a read: pure arithmetic, without the kernel.
 //!
-//! A request is a range of bytes of a file. Each step takes the bytes from a
-//! position on and the block map's answer for the block there, and says which
-//! of them one I/O serves, and how many pages before and after go with it.
+//! A request is a range of bytes of a file. [`step`] takes a position and the
+//! block map's answer for the block there. It returns the bytes that one I/O
+//! reads, and the number of extra pages before and after them.
 
 /// Bytes in a page.
 pub const PAGE: u64 = 4096;
@@ -13,13 +13,13 @@ pub const DEV_BSIZE: u64 = 512;
 /// The file as its VM object has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct File {
-    /// Pages of the object; none exists at this index or behind it.
+    /// Pages of the object.
     pub pages: u64,
     /// Bytes of the file (vnp_size).
     pub bytes: u64,
 }
 
-/// The filesystem and what is below it.
+/// The geometry of the filesystem and its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Bytes of a block (f_iosize); a power of two.
@@ -32,7 +32,7 @@ pub struct Device {
 
 pub use crate::kpi::vnode::Extent;
 
-/// Pages that the caller would like to have with the request.
+/// Extra pages that the caller wishes for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
     /// Before the first page.
@@ -41,27 +41,27 @@ pub struct Wishes {
     pub ahead: u32,
 }
 
-/// What to do for the bytes from a position on.
+/// The step for the bytes from a position on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A hole: so many bytes are zero.
+    /// A hole: this many bytes are zero.
     Zero(u64),
-    /// Read.
+    /// One I/O reads the bytes.
     Read(Run),
 }
 
 /// One I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Where the bytes asked for begin in the file.
+    /// The first requested byte, as an offset in the file.
     pub start: u64,
-    /// How many of the bytes asked for are read; at least one.
+    /// Requested bytes that the I/O reads; at least one.
     pub len: u64,
-    /// Where `start` is on the device, in units of DEV_BSIZE.
+    /// The device's block that holds `start`, in units of DEV_BSIZE.
     pub blkno: i64,
-    /// Pages that may be read before `start`.
+    /// Extra pages that may be read before `start`.
     pub behind: u32,
-    /// Pages that may be read after `start + len`.
+    /// Extra pages that may be read after `start + len`.
     pub ahead: u32,
 }
 
@@ -73,7 +73,7 @@ impl Device {
 }
 
 impl Run {
-    /// Index of the first page asked for.
+    /// Index of the first requested page.
     pub fn first_page(&self) -> u64 {
         self.start / PAGE
     }
@@ -83,14 +83,14 @@ impl Run {
         (self.start % PAGE) as u32
     }
 
-    /// Pages that the bytes asked for touch.
+    /// Pages that the requested bytes touch.
     pub fn pages(&self) -> u32 {
         (self.start % PAGE).saturating_add(self.len).div_ceil(PAGE) as u32
     }
 
-    /// The transfer when `behind` and `ahead` pages really go with it: first
-    /// DEV_BSIZE block, and bytes up to the end of the file, rounded up to a
-    /// sector.
+    /// The transfer with `behind` and `ahead` extra pages. Returns the first
+    /// block, in units of DEV_BSIZE, and the length in bytes. The transfer ends
+    /// at the end of the file, rounded up to a sector.
     pub fn transfer(&self, file: File, device: Device, behind: u32, ahead: u32) -> (i64, u32) {
         let before = u64::from(behind) * PAGE;
         let from = self.start.saturating_sub(before);
@@ -101,11 +101,12 @@ impl Run {
     }
 }
 
-/// The step at `position`, for a request whose last byte lies before `end`.
-/// `first` says that nothing before `position` is in the request.
+/// The step at `position`, for a request that ends before byte `end`. `first`:
+/// the request begins at `position`.
 ///
-/// Behind and ahead are cut to what is contiguous on the device, to the
-/// object, and, each in proportion, to what the buf can still hold.
+/// The extra pages are limited to the contiguous range on the device and to the
+/// object. When the buf cannot hold both, behind and ahead shrink in
+/// proportion.
 pub fn step(
     file: File,
     device: Device,
@@ -120,7 +121,7 @@ pub fn step(
     let Some(blkno) = extent.blkno else {
         return Step::Zero((block - inside).min(end.saturating_sub(position)));
     };
-    // From the position to the end of what is contiguous.
+    // The bytes from the position to the end of the contiguous range.
     let reach = (u64::from(extent.after) + 1) * block - inside;
     let room = u64::from(device.max_pages) * PAGE - position % PAGE;
     let len = reach.min(room).min(end.saturating_sub(position)).max(1);
@@ -152,14 +153,15 @@ pub fn step(
         run.behind = behind as u32;
         run.ahead = ahead as u32;
     } else {
-        // `extra` is not 0 here; shares are rounded in favour of ahead.
+        // `extra` is not 0 here. Rounding favours `ahead`.
         run.behind = (u128::from(spare) * u128::from(behind) / u128::from(extra.max(1))) as u32;
         run.ahead = ahead.min(spare - u64::from(run.behind)) as u32;
     }
     Step::Read(run)
 }
 
-/// Of the `bytes` from byte `start` of the file on, those below its end.
+/// The number of bytes below the end of the file, out of `bytes` from `start`
+/// on.
 pub fn below_eof(start: u64, bytes: u64, file_bytes: u64) -> u64 {
     file_bytes.saturating_sub(start).min(bytes)
 }
@@ -170,13 +172,13 @@ mod tests {
 
     use super::*;
 
-    /// A file on a device, described block by block: the direct statement
-    /// that `step` is checked against.
+    /// A file on a device, described block by block: the reference that `step`
+    /// is checked against.
     #[derive(Clone, Debug)]
     struct World {
         device: Device,
         bytes: u64,
-        /// Where each block is, in blocks of the device.
+        /// The place of each block, in blocks of the device.
         map: Vec<Option<i64>>,
     }
 
@@ -189,7 +191,7 @@ mod tests {
             self.map.get(lbn).copied().flatten()
         }
 
-        /// Whether the two neighbouring blocks are neighbours on the device too.
+        /// Whether a block and the next one are contiguous on the device.
         fn joined(&self, lbn: usize) -> bool {
             matches!((self.blkno(lbn), self.blkno(lbn + 1)), (Some(a), Some(b)) if b == a + 1)
         }
@@ -212,7 +214,7 @@ mod tests {
             }
         }
 
-        /// The device's DEV_BSIZE block that holds the file's byte.
+        /// The DEV_BSIZE block of the device that holds a byte of the file.
         fn place(&self, byte: u64) -> Option<i64> {
             let block = self.device.block;
             self.blkno((byte / block) as usize)
@@ -265,8 +267,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Walking the steps covers the request exactly once, each byte from
-        /// its own place on the device, and never more than a buf can hold.
+        /// The steps cover the request exactly once, each byte from its own
+        /// place on the device, and no step exceeds a buf.
         #[test]
         fn steps_cover_the_request((w, first, count, wishes) in request()) {
             let (start, end) = (first * PAGE, (first + count) * PAGE);
@@ -285,8 +287,8 @@ mod tests {
                         prop_assert_eq!(run.start, position);
                         prop_assert!(run.len > 0 && position + run.len <= end);
                         prop_assert!(run.pages() + run.behind + run.ahead <= w.device.max_pages);
-                        // Every byte below the end of the file, extras
-                        // included, is where the transfer reads it.
+                        // The transfer reads every byte below the end of the
+                        // file, extra pages included, from its place.
                         let (blkno, bytes) = run.transfer(w.file(), w.device, run.behind, run.ahead);
                         let from = position - u64::from(run.behind) * PAGE;
                         let to = (position + run.len + u64::from(run.ahead) * PAGE).min(w.bytes);
@@ -304,7 +306,7 @@ mod tests {
             }
         }
 
-        /// Extras are as many as wished, or one of the limits is met.
+        /// The extra pages are as many as wished, or one of the limits is met.
         #[test]
         fn extras_are_cut_only_by_a_limit((w, first, count, wishes) in request()) {
             prop_assume!(!w.device.small_blocks());

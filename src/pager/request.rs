@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! A call of the VOP: what it asks for, and whether it is ours to serve.
+//! A call of the VOP: its pages, and whether the module or the original VOP
+//! serves it.
 
 use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
@@ -22,28 +23,31 @@ use crate::{
     stats,
 };
 
-/// Where requests are while their I/O is under way.
+/// Memory for the requests whose I/O is in progress.
 pub static REQUESTS: PendingZone<Request> = PendingZone::new();
 
 /// An asynchronous request, from its first buf to its reply.
 ///
-/// 1. The thread in the VOP [pends](Request::pend) it: the request has the reply
-///    and its pages.
-/// 2. Each buf that reads for it has a [`Part`]; the thread, or the read of the
-///    block map that goes on for it, has one as well until all bufs are sent.
-/// 3. Each part arrives once, with its outcome; the first error is kept.
-/// 4. The last one to arrive answers the request (`complete`).
+/// 1. The thread in the VOP [pends](Request::pend) the request, which takes
+///    over the reply and the pages.
+/// 2. Each buf that reads for the request has a [`Part`]. Until all bufs are
+///    sent, the sending thread has a reference too; with a deferred map, the
+///    buf that reads the map has it.
+/// 3. Each part arrives once, with its outcome. The request keeps the first
+///    error.
+/// 4. The last part to arrive answers the request ([`complete`]).
 pub struct Request {
     last_partly_valid: bool,
-    /// Whether any of its data is read while the vnode may be unlocked.
+    /// Whether any of the request's data is read while the vnode may be
+    /// unlocked.
     unlocked: AtomicBool,
-    /// The first error; 0 for none.
+    /// The first errno; 0 for none.
     error: AtomicI32,
 }
 
 impl Request {
-    /// Pend the request that a call is; `unlocked` says that its block map is yet
-    /// to be read. The reply comes back when the call has too many pages.
+    /// Makes a call pending. `unlocked`: the block map is yet to be read. Gives
+    /// the reply back when the call has more pages than a buf can hold.
     pub fn pend(target: &Target<'_>, reply: Reply, unlocked: bool) -> Result<Pending<Self>, Reply> {
         let last_partly_valid = target.last_partly_valid();
         let (unlocked, error) = (AtomicBool::new(unlocked), AtomicI32::new(0));
@@ -56,34 +60,35 @@ impl Request {
         self.last_partly_valid
     }
 
-    /// Whether any of its data was read while the vnode may have been unlocked.
+    /// Whether any of the data was read while the vnode may have been unlocked.
     pub fn was_unlocked(&self) -> bool {
         self.unlocked.load(Ordering::Relaxed)
     }
 
-    /// A part of its data is about to be read while the vnode may be unlocked.
+    /// Records that a part of the data is about to be read while the vnode may
+    /// be unlocked.
     pub fn unlocked(&self) {
         self.unlocked.store(true, Ordering::Relaxed);
     }
 
-    /// Keep an error, if it is the first one.
+    /// Records an error. The first one is kept.
     pub fn fail(&self, error: Errno) {
         let kept = Ordering::Relaxed;
         let _ = self.error.compare_exchange(0, error.code(), kept, kept);
     }
 
-    /// The first error.
+    /// The outcome: the first error.
     pub fn outcome(&self) -> Result<(), Errno> {
         Errno::check(self.error.load(Ordering::Relaxed))
     }
 }
 
-/// One buf's share of a request. A part that is dropped fails the request: what
-/// it was to read is not there.
+/// One buf's part of a request. Dropping it fails the request with EIO, since
+/// its data have not been read.
 pub struct Part(Option<Pending<Request>>);
 
 impl Part {
-    /// One more part of a request.
+    /// Adds a part to a request.
     pub fn new(request: &Pending<Request>) -> Self {
         Self(Some(request.clone()))
     }
@@ -93,7 +98,7 @@ impl Part {
         self.0.as_ref()
     }
 
-    /// The part's I/O is over, with this outcome.
+    /// Ends the part with the outcome of its I/O.
     pub fn arrive(mut self, outcome: Result<(), Errno>) {
         if let Some(request) = self.0.take() {
             complete::arrive(request, outcome);
@@ -102,7 +107,7 @@ impl Part {
 }
 
 impl From<Pending<Request>> for Part {
-    /// Make a share of a request a part of it.
+    /// Turns a reference into a part.
     fn from(request: Pending<Request>) -> Self {
         Self(Some(request))
     }
@@ -116,15 +121,15 @@ impl Drop for Part {
     }
 }
 
-/// A call of the VOP that is ours to serve.
+/// A call of the VOP that the module serves.
 pub struct Call<'a> {
     /// The call itself.
     pub vop: Getpages<'a>,
-    /// What it is about.
+    /// The file and pages of the call.
     pub target: Target<'a>,
 }
 
-/// A file, as the steps of a request or of a window of read-ahead see it.
+/// A file, as a request or a read-ahead window sees it.
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     /// The file.
@@ -137,74 +142,74 @@ pub struct Place<'a> {
     pub device: Device<'a>,
     /// The file's size.
     pub file: File,
-    /// The filesystem's numbers.
+    /// The geometry of the filesystem and the device.
     pub geometry: plan::Device,
 }
 
-/// What all steps of one request share.
+/// The data that all steps of one request share.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     /// The file.
     pub place: Place<'a>,
-    /// The pages asked for.
+    /// The requested pages.
     pub pages: &'a [BusiedPage],
-    /// The first one's index.
+    /// The index of the first page.
     pub first: u64,
-    /// Pages to read: all, or all but a last one that is valid in part.
+    /// Pages to read: all, or all but a last page that is valid in part.
     pub wanted: usize,
 }
 
-/// Pages that an async request lacked.
+/// The pages of a cache miss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// Index of the first page asked for.
+    /// Index of the first requested page.
     pub first: u64,
-    /// Pages asked for.
+    /// Requested pages.
     pub count: u32,
-    /// Pages that the caller said it will want next.
+    /// Pages that the caller wishes for next (`a_rahead`).
     pub wish: u32,
-    /// Pages that are read ahead with the request.
+    /// Pages that the request itself reads ahead.
     pub ahead: u32,
     /// The block map of these pages was not in memory.
     pub unmapped: bool,
 }
 
 impl Ask {
-    /// Behind the last page asked for.
+    /// The index behind the last requested page.
     pub fn end(&self) -> u64 {
         self.first.saturating_add(u64::from(self.count))
     }
 
-    /// Behind the last page that is read with the request.
+    /// The index behind the last page that the request reads.
     pub fn read_end(&self) -> u64 {
         self.end().saturating_add(u64::from(self.ahead))
     }
 
-    /// Behind the last page that the caller said it will want.
+    /// The index behind the last page that the caller wishes for.
     pub fn wish_end(&self) -> u64 {
         self.end().saturating_add(u64::from(self.wish))
     }
 }
 
-/// What an async request lacked, and of which file: what read-ahead learns from.
+/// A cache miss of an async request: the input of read-ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Miss {
     /// The file.
     pub identity: Identity,
-    /// The device below, see [`Device::id`].
+    /// The device, see [`Device::id`].
     pub device: usize,
-    /// The filesystem's, see [`Vnode::mounting`].
+    /// The mounting of the filesystem, see [`Vnode::mounting`].
     pub mounting: usize,
     /// The calling thread's real uid.
     pub uid: u32,
     /// Pages of the file.
     pub file: u64,
-    /// The pages.
+    /// The missing pages.
     pub ask: Ask,
 }
 
 impl Miss {
-    /// The miss that a request is; nothing is read ahead yet.
+    /// The miss of a request, before the request reads anything ahead.
     pub fn new(target: &Target<'_>, wish: u32) -> Self {
         let Place { vnode, object, device, file, .. } = target.place;
         Self {
@@ -225,8 +230,9 @@ impl Miss {
 }
 
 impl<'a> Place<'a> {
-    /// The place of a vnode that is locked, or whose object has pages of a
-    /// request in flight. `None` for one of an unknown filesystem. Does not sleep.
+    /// The place of a vnode. The vnode is locked, or its object has busied
+    /// pages of a request in flight. `None` for an unknown filesystem. Sleeps:
+    /// no.
     pub fn new(vnode: Vnode<'a>, object: Object<'a>, device: Device<'a>) -> Option<Self> {
         let fs = fs::of(vnode)?;
         let geometry = plan::Device {
@@ -243,20 +249,22 @@ impl<'a> Place<'a> {
         pindex.saturating_mul(PAGE) / self.geometry.block.max(1)
     }
 
-    /// Where a block and its neighbours are. May read an indirect block.
+    /// Looks up a block and its neighbours in the block map. Locks: vnode.
+    /// Sleeps: to read an indirect block. Errors: those of VOP_BMAP(9).
     pub fn extent(&self, lbn: u64) -> Result<Extent, Errno> {
         self.vnode.bmap(lbn)
     }
 
-    /// What the block map says to do for the bytes from `position` on, up to
-    /// `end`, and nothing around them. May read an indirect block.
+    /// The step for the bytes from `position` on, up to `end`, without extra
+    /// pages. Locks: vnode. Sleeps: to read an indirect block. Errors: those of
+    /// VOP_BMAP(9).
     pub fn step(&self, position: u64, end: u64) -> Result<Step, Errno> {
         let extent = self.extent(position / self.geometry.block.max(1))?;
         let none = Wishes::default();
         Ok(plan::step(self.file, self.geometry, position, end, extent, false, none))
     }
 
-    /// Whether the data path can serve such a filesystem and device.
+    /// Whether the data path can serve this block and sector size.
     pub fn is_served(&self) -> bool {
         let geometry = &self.geometry;
         geometry.block.is_power_of_two()
@@ -267,7 +275,7 @@ impl<'a> Place<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// The target of a pending request, whose file is on `device`.
+    /// The target of a pending request. `device`: the file's device.
     pub fn of_pending(request: &'a Pending<Request>, device: Device<'a>) -> Option<Self> {
         let vnode = request.vnode();
         let place = Place::new(vnode, vnode.object()?, device)?;
@@ -277,17 +285,17 @@ impl<'a> Target<'a> {
         Some(Self { place, pages, first: pages.first()?.pindex(), wanted })
     }
 
-    /// Whether the last page is valid in part and not to be read.
+    /// Whether the last page is valid in part and must not be read.
     pub fn last_partly_valid(&self) -> bool {
         self.wanted < self.pages.len()
     }
 }
 
-/// Whether the call can be served, and by whom. The vnode is locked and the
-/// object is not. Does not sleep.
+/// Checks whether the module can serve the call; otherwise returns the answer,
+/// or hands the call to another VOP. Locks: vnode; object not. Sleeps: no.
 pub fn prepare(vop: Getpages<'_>) -> Result<Call<'_>, Answer<'_>> {
-    // A reclaimed vnode has neither mount nor device: not even the original
-    // may look at it.
+    // A reclaimed vnode has neither mount nor device, so that not even the
+    // original VOP may handle it.
     let Some(object) = (!vop.vnode.is_doomed()).then(|| vop.vnode.object()).flatten() else {
         return Err(failed(vop, PagerError::Bad, Errno::EIO));
     };
@@ -303,15 +311,15 @@ pub fn prepare(vop: Getpages<'_>) -> Result<Call<'_>, Answer<'_>> {
         return Err(failed(vop, PagerError::Fail, Errno::EINVAL));
     };
     if vop.pages.len() > place.geometry.max_pages as usize || first.is_bogus() || last.is_bogus() {
-        // No caller may ask so, and the original would overrun its buf.
+        // Such a call is invalid, and the original would overrun its buf.
         return Err(failed(vop, PagerError::Fail, Errno::EINVAL));
     }
     if !place.is_served() {
         return Err(Answer::Original(vop));
     }
-    // A last page that is valid in part ends the file: its valid part may be
-    // newer than the disk, so it is not read. With small blocks each block
-    // is looked at on its own.
+    // A last page that is valid in part ends the file. Its valid part may be
+    // newer than the disk, so it is not read. With small blocks each block is
+    // checked by itself.
     let partly = !place.geometry.small_blocks() && !last.none_valid();
     let target = Target {
         place,
@@ -322,7 +330,7 @@ pub fn prepare(vop: Getpages<'_>) -> Result<Call<'_>, Answer<'_>> {
     Ok(Call { vop, target })
 }
 
-/// No I/O was started; the pages stay busied and untouched.
+/// Fails a call before any I/O. The pages stay busied and untouched.
 pub fn failed(mut vop: Getpages<'_>, answer: PagerError, error: Errno) -> Answer<'_> {
     stats::FAILED.add(1);
     vop.behind.report(0);
@@ -331,6 +339,6 @@ pub fn failed(mut vop: Getpages<'_>, answer: PagerError, error: Errno) -> Answer
     Answer::Done(Err(answer))
 }
 
-// The plan's numbers are the kernel's.
+// The plan's constants are the kernel's.
 static_assertions::const_assert_eq!(PAGE, sys::PAGE_SIZE as u64);
 static_assertions::const_assert_eq!(plan::DEV_BSIZE, sys::DEV_BSIZE as u64);

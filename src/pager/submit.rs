@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! From a request to bufs on their way to the disk, run by run.
+//! Turns a request into bufs and sends them, run by run.
 
 use super::{
     bufs::{self, Buf, Job, Use},
@@ -12,14 +12,14 @@ use crate::{
     stats,
 };
 
-/// Where a request has got to: the bytes from its first page on that need no
-/// more work.
+/// The progress of a request: bytes from its first page on that need no more
+/// work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Walk(u64);
 
 impl Walk {
-    /// The next run to read, as `map` tells where the file's blocks are; `None`
-    /// at the request's end. Holes on the way are zeroed.
+    /// Returns the next run to read; `None` at the request's end. `map`: looks
+    /// up a logical block. Zeroes the holes on the way. Errors: those of `map`.
     pub fn next(
         &mut self,
         target: &Target<'_>,
@@ -30,8 +30,8 @@ impl Walk {
         let start = target.first * PAGE;
         let mut end = start + target.wanted as u64 * PAGE;
         if geometry.small_blocks() {
-            // No buf has all of the last page: what none reads is zero, even
-            // if the file grows meanwhile.
+            // No buf reads the last page as a whole. Zero its part behind the
+            // file's last block, in case the file grows meanwhile.
             let behind = file.bytes.max(start);
             zero(target, behind, end.saturating_sub(behind));
             end = end.min(file.bytes.next_multiple_of(geometry.block.max(1)));
@@ -61,8 +61,8 @@ impl Walk {
     }
 }
 
-/// With blocks smaller than a page: how many bytes of a run, from its first one
-/// on, are all valid or all invalid, and which.
+/// For blocks smaller than a page: the number of bytes, from the start of the
+/// run, that are all valid or all invalid; and whether they are valid.
 fn stretch(target: &Target<'_>, run: Run) -> (u64, bool) {
     let block = target.place.geometry.block.max(plan::DEV_BSIZE);
     let is_valid = |at: u64| {
@@ -80,7 +80,7 @@ fn stretch(target: &Target<'_>, run: Run) -> (u64, bool) {
     (stop.min(end) - run.start, first)
 }
 
-/// Zero the bytes of a hole. They become valid with the rest of the request.
+/// Zeroes the bytes of a hole. They become valid with the rest of the request.
 fn zero(target: &Target<'_>, position: u64, len: u64) {
     let mut at = position;
     let end = position.saturating_add(len);
@@ -97,8 +97,9 @@ fn zero(target: &Target<'_>, position: u64, len: u64) {
     }
 }
 
-/// Load a buf with a run of the request, and with what can be read around it.
-/// False, and the buf is of no use, when the run is not within the request.
+/// Loads a buf with a run of the request and with the extra pages around it.
+/// False when the run is not within the request: then the buf is unusable.
+/// Locks: takes object write. Sleeps: no.
 pub fn load(buf: &mut Buf, target: &Target<'_>, run: Run) -> bool {
     let Target { place, pages: all, first, .. } = *target;
     let begin = run.first_page().saturating_sub(first) as usize;
@@ -122,22 +123,22 @@ pub fn load(buf: &mut Buf, target: &Target<'_>, run: Run) -> bool {
     true
 }
 
-/// Complete a loaded buf's header.
+/// Completes a loaded buf's header.
 pub fn address(place: &Place<'_>, buf: &mut Buf, transfer: Transfer) {
     buf.address(place.vnode, place.device, transfer, place.vnode.takes_unmapped());
 }
 
 fn wishes(call: &Call<'_>) -> Wishes {
-    // Behind a page that ends the file there is nothing.
+    // No page follows one that ends the file.
     let ends = call.target.last_partly_valid();
     Wishes { behind: call.vop.behind.wish(), ahead: if ends { 0 } else { call.vop.ahead.wish() } }
 }
 
-/// Send the bufs of an async call. The reply may have been sent before this
-/// returns.
+/// Sends the bufs of an async call. The reply may be sent before this returns.
 ///
-/// Each buf is sent as soon as it is loaded, so that this thread never waits for
-/// a buf while it keeps another one from its disk.
+/// Each buf is sent as soon as it is loaded: this thread must not wait for a
+/// buf while it owns an unsent one. Locks: vnode. Sleeps: for the block map, a
+/// buf or a bio.
 pub fn send<'a>(call: Call<'a>, miss: &mut Miss) -> Answer<'a> {
     let wishes = wishes(&call);
     let Call { mut vop, target } = call;
@@ -156,7 +157,7 @@ pub fn send<'a>(call: Call<'a>, miss: &mut Miss) -> Answer<'a> {
             Ok(Some(run)) => {
                 let mut buf = bufs::alloc_or_wait(target.place.device);
                 buf.job = Job::Part { part: Part::new(&request), retried: false };
-                // Dropped, it fails the request.
+                // Dropping the buf fails the request.
                 if load(&mut buf, &target, run) {
                     around.behind = around.behind.max(buf.behind());
                     around.ahead = around.ahead.max(buf.ahead());
@@ -182,7 +183,8 @@ pub fn send<'a>(call: Call<'a>, miss: &mut Miss) -> Answer<'a> {
     }
 }
 
-/// Serve a synchronous call: read one run after the other.
+/// Serves a synchronous call, one run after the other. Locks: vnode. Sleeps:
+/// until the data have been read.
 pub fn read(call: Call<'_>) -> Answer<'_> {
     let wishes = wishes(&call);
     let Call { mut vop, target } = call;
@@ -192,8 +194,9 @@ pub fn read(call: Call<'_>) -> Answer<'_> {
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
             Ok(Some(run)) => {
-                // A fault of the thread that serves the device must not wait for
-                // its bufs. For one page, the original needs none of them.
+                // A page fault of a thread that serves the device must not wait
+                // for bufs of that device. For one page the original VOP needs
+                // none of ours.
                 let buf = bufs::alloc(Use::Request, target.place.device);
                 if buf.is_none() && target.pages.len() == 1 {
                     return Answer::Original(vop);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What a completed buf has to do that its completion thread must not: sending
-//! another I/O allocates a bio, and that may sleep (g_alloc_bio()).
+//! Threads that go on with a completed buf, where the completion thread must
+//! not: sending another I/O allocates a bio, and g_alloc_bio() may sleep.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,8 +18,8 @@ use crate::{
     stats,
 };
 
-/// Threads for it. They wait for memory, and for a device that does its I/O in
-/// the thread that sends it, as a zvol does.
+/// Worker threads. A thread waits for memory, and for a device that does its
+/// I/O in the sending thread, as a zvol does.
 const THREADS: usize = 8;
 
 static IN_USE: Threads<THREADS> = Threads::new();
@@ -41,10 +41,11 @@ static WORKER: Worker = Worker {
     task: Task::new(),
 };
 static QUEUE: Queue = Queue::new();
-/// Whether there are starved bufs.
+/// Set while a starved buf waits for a buf to come back. Cleared when one does,
+/// before the worker tries the starved bufs again.
 static STARVED: AtomicBool = AtomicBool::new(false);
 
-/// Start the threads. May sleep.
+/// Starts the threads. Sleeps: yes.
 pub fn start() {
     WORKER.bufs.init(c"asyncpager ready");
     WORKER.task.init(&WORKER);
@@ -52,38 +53,38 @@ pub fn start() {
     QUEUE.start(c"asyncpager worker", THREADS as i32);
 }
 
-/// Have a thread that may sleep go on with a completed buf. Does not sleep.
+/// Hands a completed buf to a worker thread. Sleeps: no.
 pub fn push(buf: Buf) {
     stats::IN_FLIGHT.enter(1);
     WORKER.bufs.lock().ready.push(buf);
     QUEUE.enqueue(&WORKER);
 }
 
-/// Go on with a completed buf as soon as there is another buf. Does not sleep.
+/// Queues a completed buf until another buf is free. Sleeps: no.
 fn starve(buf: Buf) {
     stats::WAITED_BUF.add(1);
     stats::IN_FLIGHT.enter(1);
     WORKER.bufs.lock().starved.push(buf);
     STARVED.store(true, Ordering::SeqCst);
-    // One may have come back before that was to be seen.
+    // A buf may have come back before STARVED was set.
     if bufs::any_free() {
         buf_is_back();
     }
 }
 
-/// A buf has come back. Does not sleep.
+/// Reports that a buf has come back to the pool. Sleeps: no.
 pub fn buf_is_back() {
     if STARVED.load(Ordering::SeqCst) && STARVED.swap(false, Ordering::SeqCst) {
         QUEUE.enqueue(&WORKER);
     }
 }
 
-/// Wait until nothing is left to do. No buf is in flight. May sleep.
+/// Waits until the queue is empty. No buf is in flight. Sleeps: yes.
 pub fn drain() {
     QUEUE.drain(&WORKER);
 }
 
-/// End the threads, after [`drain`]. May sleep.
+/// Ends the threads, after [`drain`]. Sleeps: yes.
 pub fn end() {
     QUEUE.stop();
     WORKER.bufs.destroy();
@@ -91,14 +92,15 @@ pub fn end() {
 }
 
 impl Worker {
-    /// The first buf whose device may have another thread. The others stay: a
-    /// thread that works for their devices looks again when it is done.
+    /// Takes the first buf whose device may have another thread. The other bufs
+    /// stay in the queue: a thread that works for their devices looks again
+    /// when it is done.
     fn pop(&self, starved: bool) -> Option<(Buf, Working<THREADS>)> {
         let mut bufs = self.bufs.lock();
         let fifo = if starved { &mut bufs.starved } else { &mut bufs.ready };
         for _ in 0..fifo.len() {
             let buf = fifo.pop()?;
-            // A loaded buf has a device; 0 stands for a free thread.
+            // A loaded buf has a device. 0 would mean a free thread.
             let device = buf.device().map_or(1, |device| device.id());
             match IN_USE.enter(device) {
                 Some(working) => return Some((buf, working)),
@@ -108,8 +110,8 @@ impl Worker {
         None
     }
 
-    /// A buf to go on with: the oldest first. One that is starved again waits for
-    /// the next buf that comes back.
+    /// Takes the next buf, a starved one first. While STARVED is set no buf has
+    /// come back for the starved ones, so they are skipped.
     fn next(&self) -> Option<(Buf, Working<THREADS>)> {
         let starved = if STARVED.load(Ordering::SeqCst) { None } else { self.pop(true) };
         starved.or_else(|| self.pop(false))
@@ -123,8 +125,8 @@ impl Work for Worker {
 
     fn work(&self) {
         while let Some((buf, working)) = self.next() {
-            // Another thread looks at the rest: a task that is enqueued while it
-            // runs, runs in two threads at once.
+            // Let another thread take the next buf: a task that is enqueued
+            // while it runs, runs in two threads at once.
             QUEUE.enqueue(self);
             go_on(buf);
             drop(working);

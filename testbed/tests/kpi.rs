@@ -18,7 +18,7 @@ fn llvm_dir() -> &'static str {
     static DIR: OnceLock<String> = OnceLock::new();
     DIR.get_or_init(|| {
         let found = Command::new("sh")
-            .args(["-euc", ". scripts/toolchain && echo \"$LLVM\"", "scripts/toolchain"])
+            .args(["-euc", ". scripts/lib/toolchain && echo \"$LLVM\"", "scripts/lib/toolchain"])
             .current_dir(root())
             .output()
             .expect("sh runs");
@@ -52,7 +52,7 @@ fn build(dir: &Path, rule: u32) -> PathBuf {
         object.display()
     ));
     llvm(&format!(
-        "ld.lld -m elf_x86_64_fbsd -r -T scripts/kmod.ld -o {} {}",
+        "ld.lld -m elf_x86_64_fbsd -r -T scripts/lib/kmod.ld -o {} {}",
         ko.display(),
         object.display()
     ));

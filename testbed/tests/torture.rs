@@ -80,12 +80,12 @@ fn the_module_against_what_it_replaces() {
 /// Neither the testbed nor the module reads uninitialized or freed memory.
 #[test]
 fn one_thread_under_valgrind() {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/sanitize");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/lib/sanitize");
     let output = Command::new(script)
         .arg(env!("CARGO_BIN_EXE_asyncpager-testbed"))
         .arg(ko())
         .output()
-        .expect("scripts/sanitize starts");
+        .expect("scripts/lib/sanitize starts");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {said}", output.status);
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Where bufs are while nobody owns them, and in which order they wait.
+//! The free list of bufs, and queues of owned bufs.
 
 use core::{
     cell::UnsafeCell,
@@ -13,13 +13,13 @@ use core::{
 use super::{Pbuf, max_pages};
 use crate::kpi::{condvar::Condvar, errno::Errno, mutex::Mutex, sync::Handover, sys};
 
-/// What lies behind a buf and its pages in memory.
+/// The data behind a buf and its page array in memory.
 ///
 /// # Invariants
 ///
 /// `context` is initialized while the buf is out of its pool, and belongs to
-/// the buf's owner. `next` belongs to the pool or to the [`Fifo`] that the buf
-/// is in. `claim` may be used by anybody who knows that the buf is out.
+/// the buf's owner. `next` belongs to the pool, or to the [`Fifo`] that the buf
+/// is in. Any thread that knows the buf to be out of the pool may use `claim`.
 #[repr(C)]
 pub(super) struct Tail<C: 'static> {
     pub(super) claim: Handover,
@@ -28,28 +28,30 @@ pub(super) struct Tail<C: 'static> {
     pub(super) context: UnsafeCell<MaybeUninit<C>>,
 }
 
-/// Where the tail of a buf is: `b_caller1` names it from [`Pool::create`] on.
+/// The tail of a buf. `b_caller1` points to it from [`Pool::create`] on.
 ///
 /// # Safety
 ///
 /// `bp` is a buf of a live `Pool<C>`.
 pub(super) unsafe fn tail<C>(bp: NonNull<sys::buf>) -> NonNull<Tail<C>> {
-    // SAFETY: by the caller's promise; the pointer is never null.
+    // SAFETY: see this function's contract; the pointer is never null.
     unsafe { NonNull::new_unchecked((*bp.as_ptr()).b_caller1.cast()) }
 }
 
-/// A fixed number of bufs, made when the module is loaded.
+/// A fixed number of bufs, allocated by MOD_LOAD.
 ///
-/// The bufs are the module's own and not those of `pbuf_zone`: that zone's keg
-/// is filled at boot for the pagers that exist then, and a buf taken from it may
-/// be the one that the swap pager needs to free memory. No allocation fails
-/// while a buf is free, and a buf that comes back wakes a thread that waits; a
-/// limited uma(9) zone keeps up to half of its items in other CPUs' caches.
+/// The pool does not use the kernel's `pbuf_zone`. That zone's keg is filled at
+/// boot for the pagers that exist then, and a buf taken from it may be the one
+/// that the swap pager needs to free memory.
+///
+/// Nor does it use a limited uma(9) zone, which keeps up to half of its items
+/// in the caches of other CPUs. Here an allocation succeeds whenever a buf is
+/// free, and each buf that returns wakes a waiting thread.
 ///
 /// # Invariants
 ///
-/// `memory` is null or holds `len` bufs of [`Pool::stride`] bytes each. The
-/// list in `free` consists of those that nobody owns.
+/// `memory` is null, or holds `len` bufs of [`Pool::stride`] bytes each. The
+/// list in `free` contains the bufs without an owner.
 pub struct Pool<C: 'static> {
     memory: AtomicPtr<u8>,
     len: AtomicUsize,
@@ -58,24 +60,25 @@ pub struct Pool<C: 'static> {
     context: PhantomData<fn() -> C>,
 }
 
-/// The bufs that are in the pool, and the threads that wait for one.
+/// The free bufs, and the threads that wait for one.
 struct Free {
     first: *mut sys::buf,
     room: Room,
-    /// Threads that are still to be asked whether they may have what has come back.
+    /// Waiting threads that have not been woken yet for the buf that came back
+    /// last.
     to_ask: usize,
 }
 
-/// What there is of a pool.
+/// The fill level of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Bufs that are free.
+    /// Free bufs.
     pub free: usize,
-    /// Threads that wait for one.
+    /// Threads that wait for a buf.
     pub waiting: usize,
 }
 
-// SAFETY: bufs in the pool, which are not tied to a thread.
+// SAFETY: free bufs are not tied to a thread.
 unsafe impl Send for Free {}
 
 impl<C> Default for Pool<C> {
@@ -85,7 +88,7 @@ impl<C> Default for Pool<C> {
 }
 
 impl<C> Pool<C> {
-    /// No bufs yet.
+    /// A pool without bufs.
     pub const fn new() -> Self {
         Self {
             memory: AtomicPtr::new(ptr::null_mut()),
@@ -100,25 +103,28 @@ impl<C> Pool<C> {
         }
     }
 
-    /// Bytes from one buf to the next, and where its tail begins.
+    /// The distance between two bufs, and the offset of a tail in its buf.
+    /// Bytes.
     fn stride() -> (usize, usize) {
         let pages = (max_pages() as usize).saturating_add(1);
         let end = mem::offset_of!(sys::buf, b_pages)
             .saturating_add(pages.saturating_mul(size_of::<sys::vm_page_t>()))
             .max(size_of::<sys::buf>());
         let tail = end.next_multiple_of(align_of::<Tail<C>>());
-        // A cache line each: neighbours are used by different CPUs.
+        // Round up to a cache line: different CPUs use neighbouring bufs.
         (tail.saturating_add(size_of::<Tail<C>>()).next_multiple_of(64), tail)
     }
 
-    /// Make `len` bufs. May sleep; called once from MOD_LOAD.
+    /// Allocates `len` bufs. Called once, from MOD_LOAD. Sleeps: yes. Errors:
+    /// EINVAL, ENOMEM.
     pub fn create(&'static self, name: &'static CStr, len: usize) -> Result<(), Errno> {
         let (stride, offset) = Self::stride();
         let bytes = stride.checked_mul(len).filter(|n| *n > 0).ok_or(Errno::EINVAL)?;
         self.free.init(name);
         self.available.init(name);
         // SAFETY: module events may sleep. malloc(9) zeroes the memory and
-        // aligns it for a buf; each buf is initialized before it is in the list.
+        // aligns it for a buf. Each buf is initialized before it enters the
+        // list.
         unsafe {
             let memory: *mut u8 = sys::shim_malloc_waitok(bytes).cast();
             self.memory.store(memory, Ordering::Relaxed);
@@ -143,8 +149,8 @@ impl<C> Pool<C> {
         Ok(())
     }
 
-    /// Give all memory back. May sleep. The caller has made sure that every
-    /// buf is in the pool.
+    /// Frees all memory. The caller ensures that every buf is in the pool.
+    /// Sleeps: yes.
     pub fn destroy(&self) {
         let memory = self.memory.swap(ptr::null_mut(), Ordering::AcqRel);
         if memory.is_null() {
@@ -152,7 +158,7 @@ impl<C> Pool<C> {
         }
         let (stride, _) = Self::stride();
         for i in 0..self.len.swap(0, Ordering::Relaxed) {
-            // SAFETY: one of `len` bufs, which nobody uses any more.
+            // SAFETY: one of `len` bufs, all of which are free.
             unsafe { sys::shim_buf_fini(memory.add(i * stride).cast()) };
         }
         let mut free = self.free.lock();
@@ -160,27 +166,27 @@ impl<C> Pool<C> {
         drop(free);
         self.available.destroy();
         self.free.destroy();
-        // SAFETY: from shim_malloc_waitok(), and the swap makes this the only free.
+        // SAFETY: from shim_malloc_waitok(); the swap makes this the only free.
         unsafe { sys::shim_free(memory.cast()) };
     }
 
-    /// How many bufs there are, free or not.
+    /// The number of bufs, free or not.
     pub fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// How many bufs are free. A hint.
+    /// The free bufs and the waiting threads. A hint.
     pub fn room(&self) -> Room {
         self.free.lock().room
     }
 
-    /// Whether there is no buf at all.
+    /// Whether the pool has no bufs at all.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// A buf with `context`, if one is free and `admit` agrees; else the context
-    /// comes back. Never sleeps.
+    /// Takes a free buf and gives it `context`, if `admit` agrees. Otherwise
+    /// gives the context back. Sleeps: no.
     pub fn alloc(&self, admit: impl Fn(Room) -> bool, context: C) -> Result<Pbuf<C>, C> {
         let mut free = self.free.lock();
         match Self::take(&mut free, &admit) {
@@ -192,9 +198,9 @@ impl<C> Pool<C> {
         }
     }
 
-    /// A buf with `context`, as soon as one is free and `admit` agrees, which is
-    /// asked again with each buf that comes back. Sleeps until then; the caller
-    /// owns no buf that it has not sent.
+    /// Takes a buf and gives it `context`, as soon as one is free and `admit`
+    /// agrees. Each buf that comes back makes the waiting threads ask `admit`
+    /// again. The caller must own no unsent buf. Sleeps: until then.
     pub fn wait(&self, admit: impl Fn(Room) -> bool, context: C) -> Pbuf<C> {
         let mut free = self.free.lock();
         let bp = loop {
@@ -213,15 +219,15 @@ impl<C> Pool<C> {
 
     fn take(free: &mut Free, admit: &impl Fn(Room) -> bool) -> Option<NonNull<sys::buf>> {
         let bp = NonNull::new(free.first).filter(|_| admit(free.room))?;
-        // SAFETY: a buf of the pool by the invariant.
+        // SAFETY: a buf of the pool (invariant).
         free.first = unsafe { (*tail::<C>(bp).as_ptr()).next };
         free.room.free = free.room.free.saturating_sub(1);
         Some(bp)
     }
 
-    /// Wake the next of the threads that wait, if there are bufs for it. One after
-    /// the other is asked, each by the one before it: the completion thread, which
-    /// brings the buf, wakes the first only.
+    /// Wakes the next waiting thread, if a buf is free for it. The threads wake
+    /// each other in turn: the completion thread, which returns the buf, wakes
+    /// the first only.
     fn ask_next(&self, free: &mut Free) {
         if free.to_ask > 0 && free.room.waiting > 0 && free.room.free > 0 {
             free.to_ask -= 1;
@@ -229,11 +235,11 @@ impl<C> Pool<C> {
         }
     }
 
-    /// Put a buf into the pool.
+    /// Returns a buf to the pool, and wakes a waiting thread. Sleeps: no.
     pub(super) fn put(&self, bp: *mut sys::buf) {
         let mut free = self.free.lock();
         if let Some(bp) = NonNull::new(bp) {
-            // SAFETY: a buf of the pool that nobody owns any more.
+            // SAFETY: a buf of the pool that has no owner any more.
             unsafe { (*tail::<C>(bp).as_ptr()).next = free.first };
             free.first = bp.as_ptr();
             free.room.free += 1;
@@ -247,7 +253,7 @@ impl<C> Pool<C> {
 ///
 /// # Invariants
 ///
-/// A list, through the tails' `next`, of owned bufs; `last` is its last one.
+/// The tails' `next` links a list of owned bufs, which ends with `last`.
 pub struct Fifo<C: 'static> {
     first: Option<NonNull<sys::buf>>,
     last: Option<NonNull<sys::buf>>,
@@ -255,7 +261,7 @@ pub struct Fifo<C: 'static> {
     context: PhantomData<C>,
 }
 
-// SAFETY: owned bufs, which are not tied to a thread.
+// SAFETY: owned bufs are not tied to a thread.
 unsafe impl<C: Send> Send for Fifo<C> {}
 
 impl<C> Default for Fifo<C> {
@@ -265,25 +271,25 @@ impl<C> Default for Fifo<C> {
 }
 
 impl<C> Fifo<C> {
-    /// Nothing waits.
+    /// An empty queue.
     pub const fn new() -> Self {
         Self { first: None, last: None, len: 0, context: PhantomData }
     }
 
-    /// How many wait.
+    /// The number of bufs in the queue.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing waits.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.first.is_none()
     }
 
-    /// Append a buf.
+    /// Appends a buf.
     pub fn push(&mut self, buf: Pbuf<C>) {
         let bp = ManuallyDrop::new(buf).0;
-        // SAFETY: owned by the list from here on, as is the last one.
+        // SAFETY: the list owns the buf from here on, and owns the last one.
         unsafe {
             (*tail::<C>(bp).as_ptr()).next = ptr::null_mut();
             match self.last {
@@ -295,10 +301,10 @@ impl<C> Fifo<C> {
         self.len += 1;
     }
 
-    /// Take the first buf off.
+    /// Removes the first buf.
     pub fn pop(&mut self) -> Option<Pbuf<C>> {
         let bp = self.first?;
-        // SAFETY: owned by the list.
+        // SAFETY: the list owns the buf.
         self.first = NonNull::new(unsafe { (*tail::<C>(bp).as_ptr()).next });
         if self.first.is_none() {
             self.last = None;
