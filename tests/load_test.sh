@@ -99,7 +99,7 @@ wrong_release() {
 		return
 	fi
 	other=$(ls "$SRC"/asyncpager-*.ko) || skip "no module for another release beside the tests"
-	running=$(uname -U)
+	running=$(uname -K)
 	atf_check -s not-exit:0 -e not-empty kldload "$other"
 	kldstat -q -m asyncpager && fail "$other is loaded"
 	dmesg | tail -n 3 | grep -q "make kmod REL=$((running / 100000))" ||

@@ -232,13 +232,10 @@ impl<const N: usize> Table<N> {
     }
 
     /// Transfers of a device in flight. Without an entry, those of all devices
-    /// without one. Two CPUs that take an entry for the same device at once
-    /// may leave it two: both count.
+    /// without one. A hint: two CPUs that take an entry for the same device at once
+    /// may leave it two, of which the first counts.
     fn in_flight(&self, key: u32) -> u32 {
-        let own = self.entries.iter().filter(|entry| entry.is_of(key));
-        let sum = |sum: Option<u32>, n: u32| Some(sum.unwrap_or(0).saturating_add(n));
-        let own = own.map(Entry::in_flight).fold(None, sum);
-        own.unwrap_or_else(|| self.overflow.in_flight())
+        self.find(key).map_or_else(|| self.overflow.in_flight(), Entry::in_flight)
     }
 
     /// Begin a transfer.
