@@ -3,7 +3,7 @@
 
 use crate::checks::rules::rule;
 
-/// Of each kind of thing, by name, none is left.
+/// Checks that none is left of each kind, by name.
 pub fn none_left(call: &str, left: &[(&str, usize)]) {
     for (what, n) in left {
         rule(call, *n == 0, format_args!("{n} {what} are left"));

@@ -14,7 +14,7 @@ use crate::{
     host::memory::PAGE,
 };
 
-/// Addresses for all of them; none is used twice.
+/// Bytes of address space for all structures; no address is used twice.
 const SPACE: usize = 16 << 30;
 
 struct Quarantine {
@@ -25,8 +25,8 @@ struct Quarantine {
 }
 
 static QUARANTINE: LazyLock<Mutex<Quarantine>> = LazyLock::new(|| {
-    // At the same place each time, as far as the host allows: the module spreads
-    // files by their addresses, and one thread is to repeat itself.
+    // At the same place in each run, as far as the host allows: the module hashes files by
+    // address, and a run of one thread must be repeatable.
     let at = reserve_at(0x2000_0000_0000, SPACE) as usize;
     catch_faults();
     Mutex::new(Quarantine { next: at, end: at + SPACE, things: Vec::new() })
@@ -66,7 +66,7 @@ fn protect(range: Range<usize>, protection: libc::c_int) {
     assert_eq!(failed, 0, "mprotect");
 }
 
-/// A zeroed `T` that can die.
+/// Allocates a zeroed `T`, which [`free`] puts into quarantine.
 pub fn allocate<T>(what: &str) -> *mut T {
     let mut quarantine = QUARANTINE.lock().unwrap();
     let at = quarantine.next;
@@ -78,7 +78,7 @@ pub fn allocate<T>(what: &str) -> *mut T {
     at as *mut T
 }
 
-/// The thing at this address is dead.
+/// Frees the structure at this address: its pages fault from now on.
 pub fn free<T>(thing: *mut T) {
     let mut quarantine = QUARANTINE.lock().unwrap();
     let found = quarantine.things.iter_mut().rfind(|(range, ..)| range.start == thing as usize);
@@ -95,7 +95,7 @@ pub fn free<T>(thing: *mut T) {
     protect(range, libc::PROT_NONE);
 }
 
-/// The thing at this address is dead, and its memory stays what it is.
+/// Marks the structure at this address as freed; its memory stays readable.
 pub fn retire<T>(thing: *mut T) {
     let mut quarantine = QUARANTINE.lock().unwrap();
     let found = quarantine.things.iter_mut().rfind(|(range, ..)| range.start == thing as usize);
@@ -104,7 +104,7 @@ pub fn retire<T>(thing: *mut T) {
     }
 }
 
-/// Things that are alive.
+/// Structures that are not freed, by name.
 pub fn live() -> Vec<String> {
     let quarantine = QUARANTINE.lock().unwrap();
     let base = quarantine.end - SPACE;
@@ -115,14 +115,14 @@ pub fn live() -> Vec<String> {
         .collect()
 }
 
-/// A fault tells what was touched.
+/// Installs a fault handler that names the structure.
 fn catch_faults() {
     // SAFETY: a handler that ends the process or lets the fault happen again.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = fault as *const () as usize;
-        // On the faulting thread's own stack: the alternate one is too small
-        // for what a violation has to say.
+        // The handler runs on the faulting thread's own stack: the alternate one is too small for
+        // a violation.
         action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
         for signal in [libc::SIGSEGV, libc::SIGBUS] {
             libc::sigaction(signal, &action, ptr::null_mut());
@@ -136,7 +136,7 @@ extern "C" fn fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut lib
         libc::signal(signal, libc::SIG_DFL);
         (*info).si_addr() as usize
     };
-    // The process is lost: what is not safe in a handler is safe enough here.
+    // The process ends here: the lock and the allocation are acceptable in this handler.
     let touched = QUARANTINE.try_lock().ok().and_then(|quarantine| {
         let found = quarantine.things.iter().rfind(|(range, ..)| range.contains(&at));
         found.map(|(range, what, dead)| (at - range.start, what.clone(), *dead))

@@ -23,13 +23,14 @@ const EVENTS: usize = 4096;
 
 static HISTORY: Mutex<Option<History>> = Mutex::new(None);
 
-/// Keep a history from now on; a violation saves it, and `run`, in `file`.
+/// Keeps a history from now on. A violation saves it in `file`, together with `run`,
+/// which says how to repeat the run.
 pub fn keep_history(file: PathBuf, run: serde_json::Value) {
     let history = History { events: VecDeque::new(), saved: Some((file, run)) };
     *HISTORY.lock().unwrap() = Some(history);
 }
 
-/// Note that a call was made.
+/// Adds a call to the history.
 pub fn record(call: &str, what: std::fmt::Arguments<'_>) {
     let Ok(mut history) = HISTORY.lock() else { return };
     if let Some(history) = history.as_mut() {
@@ -65,7 +66,7 @@ pub fn violation(call: &str, rule: impl std::fmt::Display) -> ! {
     std::process::exit(EXIT_VIOLATION);
 }
 
-/// Stop unless `holds`.
+/// A violation unless `holds`.
 pub fn rule(call: &str, holds: bool, rule: impl std::fmt::Display) {
     if !holds {
         violation(call, rule);

@@ -18,8 +18,7 @@ pub fn run_as<T>(context: Context, call: &str, f: impl FnOnce() -> T) -> T {
     thread::in_context(context, || witness::without_locks(call, f))
 }
 
-/// The call sleeps, or may: a rule for the kind of thread, for preemption and for
-/// the locks held.
+/// The call may sleep: checks the kind of thread, preemption and the locks held.
 pub fn may_sleep(call: &str) {
     let context = thread::context();
     rule(call, context.may_sleep(), format_args!("sleeping in a {} thread", context.name()));

@@ -22,7 +22,7 @@ use crate::{
     host::thread,
 };
 
-/// Classes that the order can tell apart.
+/// The most classes that the order can hold.
 const CLASSES: usize = 64;
 
 /// A class of locks.
@@ -217,12 +217,12 @@ fn instance_order(first: &Held, second: &Lock, place: &Place) {
     places.entry(pair).or_insert_with(|| (first.place, *place));
 }
 
-/// A lock is gone: whatever is made at its address is another one.
+/// A lock is destroyed: the next one at its address is another lock.
 pub fn forget(address: usize) {
     INSTANCE_PLACES.lock().unwrap().retain(|(a, b), _| *a != address && *b != address);
 }
 
-/// This thread has got the lock.
+/// This thread holds the lock now.
 pub fn acquired(lock: Lock, exclusive: bool, place: Place) {
     HELD.with_borrow_mut(|held| {
         match held.iter_mut().find(|other| other.lock.address == lock.address) {
@@ -232,8 +232,8 @@ pub fn acquired(lock: Lock, exclusive: bool, place: Place) {
     });
 }
 
-/// This thread releases a lock, of which it has to be an owner in that mode;
-/// whether it has let go of it now.
+/// Releases a lock that this thread must hold in that mode; whether that was the last
+/// hold.
 pub fn released(call: &str, address: usize, exclusive: bool) -> bool {
     HELD.with_borrow_mut(|held| {
         let Some(at) = held.iter().position(|other| other.lock.address == address) else {

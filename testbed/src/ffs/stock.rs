@@ -25,10 +25,10 @@ use crate::{
     },
 };
 
-/// Answer as 14.2 does even where it forgets its caller: holes, small blocks
-/// and filesystems without a block map without iodone, and a last page that is
-/// valid in part left out of the count. Off, those are mended, because a
-/// consumer that waits for iodone would wait for ever.
+/// Answer as 14.2 does even where it forgets its caller: no iodone for holes, small
+/// blocks and filesystems without a block map, and a last page that is partly valid is
+/// left out of the count. When off, the models mend that: a consumer that waits for
+/// iodone would hang.
 pub static FAITHFUL: AtomicBool = AtomicBool::new(false);
 
 /// A call of one of the VOPs.
@@ -39,7 +39,7 @@ pub struct Call {
     pub array: *mut *mut sys::vm_page,
     /// Its pages.
     pub pages: Vec<Page>,
-    /// Wishes, and what became of them.
+    /// Pages wanted behind and ahead, then the pages read.
     pub behind: usize,
     /// See `behind`.
     pub ahead: usize,

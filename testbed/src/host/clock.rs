@@ -14,15 +14,15 @@ use asyncpager::kpi::sys;
 /// One second as sbintime_t has it.
 pub const SECOND: i64 = 1 << 32;
 
-/// A time that a thread is willing to wait, spent in small steps: when the
-/// whole host stands still for a while, that is one step.
+/// A timeout that is spent in small steps: a pause of the whole host counts as one
+/// step.
 pub struct Patience(u32);
 
 impl Patience {
     /// One step.
     pub const STEP: Duration = Duration::from_millis(50);
 
-    /// So many seconds.
+    /// A timeout of `n` seconds.
     pub const fn seconds(n: u32) -> Self {
         Self(n * 20)
     }

@@ -51,7 +51,7 @@ static CHANGED: Condvar = Condvar::new();
 /// The softclock thread begins no callout; [`CALLOUTS`] guards it.
 static HELD: AtomicBool = AtomicBool::new(false);
 
-/// Handlers that have come to their end.
+/// Handlers that have returned.
 static RAN: AtomicU64 = AtomicU64::new(0);
 static LOOKED: Mutex<(usize, BTreeSet<usize>)> = Mutex::new((0, BTreeSet::new()));
 
@@ -61,11 +61,11 @@ pub fn looked() -> (usize, BTreeSet<usize>) {
     std::mem::take(&mut *LOOKED.lock().unwrap())
 }
 
-/// Nanoseconds that they took, and the most that one did.
+/// Nanoseconds that handlers took together, and the longest.
 static TOOK: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// How many handlers have come to their end since the last call, how long they
-/// took together, and how long the longest.
+/// Handlers that have returned since the last call, the time that they took together,
+/// and the longest.
 pub fn took() -> (u64, Duration, Duration) {
     static BEFORE: AtomicU64 = AtomicU64::new(0);
     let now = ran();
@@ -79,9 +79,8 @@ pub fn ran() -> u64 {
     RAN.load(Ordering::Acquire)
 }
 
-/// Have the softclock thread busy elsewhere, or not any more: what is pending
-/// stays so, however slow the host is. A handler that has begun comes to its
-/// end first.
+/// Keeps the softclock thread busy elsewhere while `on`: pending callouts stay
+/// pending. Waits for a handler that has begun.
 pub fn hold(on: bool) {
     let mut all = CALLOUTS.lock().unwrap();
     HELD.store(on, Ordering::Relaxed);

@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
 //! The simulated kernel: a file for each family of its KPI, with the checks of
 //! INVARIANTS, of WITNESS, and more.
+//!
+//! - threads: `pcpu`, `proc`, `sched`, `counter`
+//! - locks and sleeping: `lock`, `mutex`, `rwlock`, `sx`, `condvar`
+//! - deferred work: `callout`, `taskqueue`
+//! - memory: `resident`, `vm_page`, `vm_object`, `pmap`, `kva`, `uma`, `malloc`
+//! - pagers: `vm_pager`, `vnode_pager`
+//! - bufs and vnodes: `buf`, `ucred`, `vnode`, `vnode_if`, `mount`
+//! - the rest: `module`, `sysctl`, `systm`
+//! - for tests: `shortage` injects failures, `differences` changes structures
 
 pub mod buf;
 pub mod callout;

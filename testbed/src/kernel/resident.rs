@@ -218,7 +218,7 @@ impl Vm {
     }
 }
 
-/// Sleep until `done` finds what it waits for.
+/// Sleeps until `done` returns a result.
 pub fn wait_for<T>(call: &str, mut done: impl FnMut(&mut Vm) -> Option<T>) -> T {
     may_sleep(call);
     let mut patience = Patience::seconds(PATIENCE);
@@ -349,7 +349,7 @@ pub fn resident(object: *mut sys::vm_object, pindex: u64) -> Option<Page> {
 /// cache do for a moment.
 static SHARED: Mutex<Vec<Page>> = Mutex::new(Vec::new());
 
-/// One more holder of a page that is busied shared; `VPB_SHARERS_WORD`.
+/// The count of one shared holder in a busy word: VPB_SHARERS_WORD.
 const SHARER: u32 = 8;
 
 /// Busy a page of the object shared, if one can be.

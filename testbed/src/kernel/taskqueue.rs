@@ -44,8 +44,8 @@ static CHANGED: Condvar = Condvar::new();
 /// The queues' threads begin no task; [`QUEUES`] guards it.
 static HELD: AtomicBool = AtomicBool::new(false);
 
-/// Have the queues' threads busy elsewhere, or not any more: what is queued
-/// stays so. Tasks that have begun come to their end first.
+/// Keeps the queues' threads busy elsewhere while `on`: queued tasks stay queued.
+/// Waits for tasks that have begun.
 pub fn hold(on: bool) {
     let mut queues = QUEUES.lock().unwrap();
     HELD.store(on, Ordering::Relaxed);
@@ -175,7 +175,7 @@ pub unsafe extern "C" fn taskqueue_create(
     at as *mut c_void
 }
 
-/// `taskqueue_start_threads`; the threads' name is not looked at.
+/// `taskqueue_start_threads`; the name of the threads is ignored.
 pub unsafe extern "C" fn taskqueue_start_threads(
     queue: *mut *mut c_void,
     count: c_int,

@@ -48,7 +48,7 @@ pub extern "C" fn vm_page_alloc(
 /// Pages that the page daemon wants to be free.
 pub const FREE_TARGET: u32 = 4096;
 
-/// `vm_free_count`: next to nothing when memory is short.
+/// `vm_free_count`: an eighth of the target when memory is short.
 pub extern "C" fn vm_free_count() -> u32 {
     let free = VM.lock().unwrap().free.len() as u32;
     if NO_MEMORY.load(Ordering::Relaxed) { free.min(FREE_TARGET / 8) } else { free }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! vm_pager_get_pages_async(9), and the two pagers behind it that sendfile(2)
-//! meets: the vnode pager's dispatch, and the swap pager, which only looks
-//! asynchronous.
+//! vm_pager_get_pages_async(), and the two pagers that sendfile(2) meets behind it:
+//! the dispatch of the vnode pager, and the swap pager, whose asynchronous form waits.
 
 use std::{
     collections::HashMap,
@@ -35,7 +34,7 @@ pub struct Request {
     pub pages: *mut *mut sys::vm_page,
     /// See `pages`.
     pub count: c_int,
-    /// Wishes for pages around them, or NULL.
+    /// Pages wanted behind and ahead, or NULL.
     pub behind: *mut c_int,
     /// See `behind`.
     pub ahead: *mut c_int,

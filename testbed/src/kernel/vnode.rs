@@ -85,7 +85,7 @@ pub fn vnode_lock(vnode: *mut sys::vnode) -> Lock {
     }
 }
 
-/// Take the vnode's lock; without `wait`, false when that cannot be at once.
+/// Takes the vnode's lock. Without `wait`, false when it is not free.
 pub fn lock_vnode(vnode: *mut sys::vnode, exclusive: bool, wait: bool, place: Place) -> bool {
     let (call, lock) = ("vn_lock", vnode_lock(vnode));
     if wait {
