@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Waiting until no thread can be in the module's code, before that code goes away.
+//! Waits until no thread executes the module's code, before the kernel removes
+//! it.
 //!
-//! A thread has loaded the pointer in a slot and has not counted itself in yet,
-//! or has counted itself out and has not returned yet. No counter shows it in
+//! A thread may have loaded the pointer in a slot and not yet counted itself
+//! in, or have counted itself out and not yet returned. No counter shows it in
 //! these two windows of a few instructions. It does not sleep in them, but it
 //! can be preempted:
 //!
-//! 1. [`outlast_threads`] first runs a thread of the module's own on every CPU,
-//!    behind all that is runnable there: a thread that was in a window leaves it
-//!    before ours runs (the pass).
-//! 2. Threads of the idle class, idprio(1)'s, run only when nothing else does:
-//!    the pass overtakes them. So each one that is awake then has to be seen
+//! 1. [`outlast_threads`] first runs a thread of the module on every CPU,
+//!    behind all threads that are runnable there. A thread in a window leaves
+//!    it before the module's thread runs (the pass).
+//! 2. Threads of the idle class, idprio(1)'s, run only when no other thread
+//!    does, so the pass overtakes them. After it each runnable one must be seen
 //!    asleep, gone, or [switched out often enough](SWITCHES).
 //!
-//! Each wait is bounded: a real-time thread may keep its CPU for ever, and a busy
-//! machine may never run the idle class. When a bound is met, unloading answers
-//! EBUSY and a message names the cause.
+//! Each wait is bounded: a real-time thread may occupy its CPU for ever, and a
+//! busy machine may never run the idle class. When a bound is reached,
+//! unloading fails with EBUSY and a message names the cause.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -29,7 +30,8 @@ use crate::{
     kprintln,
 };
 
-/// Bound on the wait for promised runs, threads inside and bufs, each. Milliseconds.
+/// Bound on each wait for promised runs, threads inside, and bufs.
+/// Milliseconds.
 const COUNT_MS: u32 = 30_000;
 /// Bound on a pass over the CPUs. Milliseconds.
 const PASS_MS: u32 = 30_000;
@@ -37,17 +39,17 @@ const PASS_MS: u32 = 30_000;
 const IDLE_MS: u32 = 10_000;
 const STEP_MS: u32 = 10;
 
-/// Switches after which a thread is in no window any more: between two of them
-/// it ran. A pending interrupt can cut one run to no instruction at all, but not
-/// several in a row.
+/// Switches after which a thread has left its window, since it ran between two
+/// of them. A pending interrupt can reduce one run to no instruction at all,
+/// but not several in a row.
 const SWITCHES: u32 = 4;
 
-/// The pass over the CPUs. A thread of the module makes it, so that a CPU that
-/// never runs it does not hold kldunload(8) for ever.
+/// The pass over the CPUs. A thread of the module makes it, so a CPU that never
+/// runs that thread does not hold kldunload(8) for ever.
 struct Pass {
     task: Task,
     running: AtomicBool,
-    /// The CPU that it waits for.
+    /// The CPU that the pass waits for.
     cpu: AtomicU32,
 }
 
@@ -66,21 +68,22 @@ impl Work for Pass {
     }
 }
 
-/// Start the thread that passes over the CPUs. May sleep; called from MOD_LOAD.
+/// Starts the thread that passes over the CPUs. Called from MOD_LOAD. Sleeps:
+/// yes.
 pub fn start() {
     PASS.task.init(&PASS);
     QUEUE.start(c"asyncpager drain", 1);
 }
 
-/// End the thread. No pass is running. May sleep.
+/// Ends the thread. No pass is running. Sleeps: yes.
 pub fn end() {
     QUEUE.stop();
 }
 
-/// Wait until every thread that was in a window has left it. Called when no
-/// thread enters a window any more. Sleeps. Errors: EBUSY.
+/// Waits until every thread has left its window. Called when no thread enters a
+/// window any more. Sleeps: yes. Errors: EBUSY.
 pub fn outlast_threads() -> Result<(), Errno> {
-    // A thread that leaves the idle class during the pass is in the first list.
+    // The first list has the threads that leave the idle class during the pass.
     let before = IdleClass::awake();
     start_pass();
     outlast_pass()?;
@@ -93,8 +96,8 @@ fn start_pass() {
     }
 }
 
-/// Wait for the running pass, if any: the last unloading may have left it stuck.
-/// Sleeps. Errors: EBUSY.
+/// Waits for the running pass, if any: an earlier unload may have left it
+/// stuck. Sleeps: yes. Errors: EBUSY.
 pub fn outlast_pass() -> Result<(), Errno> {
     if wait_until(PASS_MS, || !PASS.running.load(Ordering::Acquire)) {
         return Ok(());
@@ -112,7 +115,7 @@ fn outlast_idle_class(mut threads: [IdleClass; 2]) -> Result<(), Errno> {
     let gone = wait_until(IDLE_MS, || {
         threads.iter_mut().for_each(|threads| threads.forget_switched(SWITCHES));
         first = threads.iter().find_map(IdleClass::first);
-        // A thread that has its CPU for itself is switched out by a pass only.
+        // A pass switches out a thread that has its CPU to itself.
         if first.is_some() {
             start_pass();
         }
@@ -129,7 +132,8 @@ fn outlast_idle_class(mut threads: [IdleClass; 2]) -> Result<(), Errno> {
     Err(Errno::EBUSY)
 }
 
-/// Wait until there are none of `what`. Sleeps. Errors: EBUSY.
+/// Waits until `count` is 0. `what`: the things counted, for the message.
+/// Sleeps: yes. Errors: EBUSY.
 pub fn outlast(what: &str, count: impl Fn() -> u64) -> Result<(), Errno> {
     if wait_until(COUNT_MS, || count() == 0) {
         return Ok(());
@@ -139,7 +143,8 @@ pub fn outlast(what: &str, count: impl Fn() -> u64) -> Result<(), Errno> {
     Err(Errno::EBUSY)
 }
 
-/// Look every few milliseconds; false when `bound_ms` is over.
+/// Checks `done` every [`STEP_MS`]. False when `bound_ms` has passed. Sleeps:
+/// yes.
 fn wait_until(bound_ms: u32, mut done: impl FnMut() -> bool) -> bool {
     let end = systm::uptime_us().saturating_add(u64::from(bound_ms) * 1000);
     loop {

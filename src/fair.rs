@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Threads that are shared among devices.
+//! Threads that devices share.
 
 use crate::kpi::mutex::Mutex;
 
-/// Which device each of `N` threads works for; 0 for a free one.
+/// The device for which each of `N` threads works; 0 for a free thread.
 ///
 /// A device gets another thread only while it has fewer of them than are free:
-/// half of all at most, so that a device that does not answer leaves threads to
-/// the others.
+/// half of all threads at most. So a device that does not answer leaves threads
+/// to the others.
 pub struct Threads<const N: usize>(Mutex<InUse<N>>);
 
 /// See [`Threads`].
@@ -20,28 +20,28 @@ impl<const N: usize> Default for Threads<N> {
 }
 
 impl<const N: usize> Threads<N> {
-    /// All are free.
+    /// All threads are free.
     pub const fn new() -> Self {
         Self(Mutex::new([0; N]))
     }
 
-    /// Called once, before any other. `name` is what WITNESS knows the lock by.
+    /// Initializes the lock. `name`: the lock's name in WITNESS.
     pub fn init(&self, name: &'static core::ffi::CStr) {
         self.0.init(name);
     }
 
-    /// Called when no thread works any more.
+    /// Destroys the lock, when no thread works any more.
     pub fn destroy(&self) {
         self.0.destroy();
     }
 
-    /// Who has them now.
+    /// A copy of the table.
     pub fn in_use(&self) -> InUse<N> {
         *self.0.lock()
     }
 
-    /// Let the calling thread work for a device, until the result is dropped;
-    /// `None` when the device has its share.
+    /// Assigns the calling thread to a device until the result is dropped.
+    /// `None` when the device has its share. Sleeps: no.
     pub fn enter(&'static self, device: usize) -> Option<Working<N>> {
         let mut threads = self.0.lock();
         if !may_enter(&threads, device) {
@@ -59,7 +59,7 @@ pub fn may_enter<const N: usize>(threads: &InUse<N>, device: usize) -> bool {
     at(device) < at(0)
 }
 
-/// A thread that works for a device.
+/// A thread that works for a device. Dropping it frees the thread.
 pub struct Working<const N: usize>(&'static Threads<N>, usize);
 
 impl<const N: usize> Drop for Working<N> {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! asyncpager: asynchronous getpages for FFS, so that sendfile(2) never waits
-//! for a disk.
+//! asyncpager: asynchronous getpages for FFS, so that sendfile(2) does not wait
+//! for file data from the disk.
 //!
-//! The module replaces `vop_getpages_async` in the vop_vectors of FFS. A page
-//! on its way from the disk to the socket passes [`vop`] (the entry point),
-//! [`pager`] (request, plan, submit, complete) and [`kpi`] (the kernel);
-//! [`readahead`] has the next ones ready.
+//! The module replaces `vop_getpages_async` and `vop_bmap` in the vop_vectors
+//! of FFS, and on request `vop_getpages`. A page from the disk to the socket
+//! passes [`vop`] (the entry point), [`pager`] (request, plan, submit,
+//! complete) and [`kpi`] (the kernel). [`readahead`] reads the next pages in
+//! advance.
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 
@@ -27,17 +28,17 @@ use kpi::{
     module::{self, Module},
 };
 
-/// The module's life.
+/// The module's event handlers.
 pub struct Asyncpager;
 
-/// Whether MOD_LOAD has come so far that there is something to give back: the
-/// kernel sends MOD_UNLOAD after a failed one too.
+/// Set once MOD_LOAD has resources for MOD_UNLOAD to release: the kernel sends
+/// MOD_UNLOAD after a failed MOD_LOAD too.
 static LOADED: AtomicBool = AtomicBool::new(false);
 
 impl Module for Asyncpager {
     fn load() -> Result<(), Errno> {
         module::check_kernel()?;
-        // Tunables first: they say how much of the rest there is.
+        // Tunables first: they set the sizes of the rest.
         tunables::register().inspect_err(|error| kprintln!("no sysctls, errno {error}"))?;
         pager::start().inspect_err(|error| {
             kprintln!("no memory for bufs, errno {error}");
@@ -49,7 +50,8 @@ impl Module for Asyncpager {
             tunables::release();
         })?;
         drain::start();
-        // From here on MOD_UNLOAD, which comes after a failure too, undoes all.
+        // From here on MOD_UNLOAD undoes everything. The kernel sends it after
+        // a failure too.
         LOADED.store(true, Ordering::Relaxed);
         vop::take()
     }
@@ -62,7 +64,7 @@ impl Module for Asyncpager {
         if !LOADED.load(Ordering::Relaxed) {
             return Ok(());
         }
-        // A forced unload comes without quiesce; otherwise this finds nothing to do.
+        // A forced unload skips quiesce. Otherwise this finds nothing to do.
         vop::restore()?;
         readahead::end();
         pager::end();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What the module has done, as sysctl shows it below `vfs.asyncpager.stats`.
+//! The module's counters, which sysctl(8) shows below `vfs.asyncpager.stats`
+//! and `vfs.asyncpager.readahead.stats`.
 
 use core::{
     ffi::CStr,
@@ -22,35 +23,35 @@ macro_rules! counters {
 
 counters! {
     READAHEAD:
-    /// Windows that were read.
+    /// Windows that threads have worked on, those cut short at once included.
     WINDOWS, c"windows", c"Windows read ahead of streams";
-    /// Bufs of windows.
+    /// Bufs sent for windows.
     WINDOW_BUFS, c"bufs", c"Bufs sent for windows";
     /// Pages read in windows.
     PAGES_WINDOW, c"pages", c"Pages read in windows";
-    /// Pages that the consumers of streams have gone on by.
+    /// Window pages that the consumers of streams have used.
     PAGES_USED, c"used", c"Pages that consumers of followed streams have used";
-    /// Pages that were read ahead and were not there when they were needed.
+    /// Pages that were read ahead and were gone when they were needed.
     PAGES_WASTED, c"wasted", c"Pages read ahead that were gone when they were needed";
-    /// Streams that made room for another.
+    /// Streams that a new one has replaced.
     RESETS, c"resets", c"Streams that made room for another";
     /// Bufs of windows that failed.
     WINDOW_ERRORS, c"errors", c"Bufs of windows that failed";
     /// Block maps brought into memory ahead of a window.
     MAPS_AHEAD, c"maps", c"Block maps read ahead of windows";
-    /// Pages read speculatively, where FFS most likely has put them.
+    /// Pages read speculatively, before the block map was known.
     PAGES_GUESSED, c"guessed", c"Pages read speculatively, before the block map was known";
-    /// Of those, pages that lay elsewhere.
+    /// Speculative pages that lay elsewhere.
     PAGES_MISTAKEN, c"mistaken", c"Of the speculative pages, those that lay elsewhere";
-    /// Windows not read since the vnode was locked.
+    /// Windows cut short: another thread had the vnode locked exclusively.
     NOT_LOCKED, c"not_locked", c"Windows not read: the vnode was locked exclusively";
-    /// Windows not read for lack of memory.
+    /// Windows cut short, and misses without a window: memory was short.
     NOT_MEMORY, c"not_memory", c"Windows not read: memory was short";
-    /// Windows not read for lack of bufs.
+    /// Windows cut short: no buf was available.
     NOT_BUF, c"not_buf", c"Windows not read: there was no buf";
-    /// Times that a thread left a window, since the device had its share of threads.
+    /// Windows put off: the device had its share of threads.
     NOT_THREAD, c"not_thread", c"Windows put off: the device had its share of threads";
-    /// Windows not read since the device had enough to do.
+    /// Windows cut short: the device had enough transfers in flight.
     NOT_SATURATED, c"not_saturated", c"Windows not read: the device had enough to do";
 }
 
@@ -62,33 +63,34 @@ counters! {
     CALLS_SYNC, c"calls_sync", c"VOP_GETPAGES calls served";
     /// Calls handed over to the original VOP.
     CALLS_ORIGINAL, c"calls_original", c"Calls handed over to the original VOP";
-    /// Calls emulated over the sync VOP.
+    /// Async calls emulated over the sync VOP.
     CALLS_EMULATED, c"calls_emulated", c"Calls emulated over the synchronous VOP";
-    /// Pages that callers asked for.
+    /// Requested pages.
     PAGES_REQUESTED, c"pages_requested", c"Pages that callers asked for";
-    /// Pages read before the requested ones.
+    /// Extra pages read before the requested ones.
     PAGES_BEHIND, c"pages_behind", c"Pages read behind";
-    /// Pages read after the requested ones.
+    /// Extra pages read after the requested ones.
     PAGES_AHEAD, c"pages_ahead", c"Pages read ahead";
-    /// Requests that a page that was valid already ended at once.
+    /// Requests for a single page that was valid already up to the end of the
+    /// file.
     PAGES_VALID, c"pages_valid", c"Requests for one page that was valid up to the end of the file";
-    /// Bytes of holes.
+    /// Bytes zeroed for holes.
     ZEROED_BYTES, c"zeroed_bytes", c"Bytes zeroed for holes";
-    /// Bufs sent to a device.
+    /// Bufs sent for requests.
     BUFS, c"bufs", c"Bufs sent to a device";
-    /// Bufs sent again without their extra pages.
+    /// Failed bufs sent again without their extra pages.
     RETRIES, c"retries", c"Failed bufs read again without the pages nobody asked for";
     /// Requests that ended with an I/O error.
     ERRORS, c"errors", c"Requests that ended with an I/O error";
     /// Requests that failed before any I/O.
     FAILED, c"failed", c"Requests that failed before any I/O";
-    /// Requests whose block map was read first, without anybody waiting.
+    /// Requests whose block map was read first, while no thread waited.
     MAPS_READ, c"maps_read", c"Requests whose block map was read first, without waiting";
     /// Times that a request waited for a buf.
     WAITED_BUF, c"waited_buf", c"Times that a request waited for a buf";
 }
 
-/// How many are somewhere now.
+/// A count of things in progress.
 pub struct Tally(AtomicUsize);
 
 impl Default for Tally {
@@ -98,28 +100,28 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// None.
+    /// A count of zero.
     pub const fn new() -> Self {
         Self(AtomicUsize::new(0))
     }
 
-    /// `n` more.
+    /// Adds `n`.
     pub fn enter(&self, n: usize) {
         self.0.fetch_add(n, Ordering::AcqRel);
     }
 
-    /// One more, unless there are `most` already.
+    /// Adds one, unless the count is `most` already. True when it was added.
     pub fn enter_below(&self, most: usize) -> bool {
         let more = |n: usize| (n < most).then(|| n.saturating_add(1));
         self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).is_ok()
     }
 
-    /// One less.
+    /// Subtracts one.
     pub fn leave(&self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// How many.
+    /// The count.
     pub fn now(&self) -> usize {
         self.0.load(Ordering::Acquire)
     }
@@ -127,12 +129,12 @@ impl Tally {
 
 /// Threads inside one of the module's VOPs.
 pub static INSIDE: Passage = Passage::new();
-/// Async bufs whose `b_iodone` is still to come, or has not returned unless
-/// it is about to.
+/// Bufs in flight or in a queue of the worker. The last step of a completion,
+/// or of the worker, leaves the count.
 pub static IN_FLIGHT: Tally = Tally::new();
 
-/// Get the counters their memory and show them below `parent`, those of
-/// read-ahead below `readahead`. May sleep.
+/// Allocates the counters, and shows them below `parent`, those of read-ahead
+/// below `readahead`. Sleeps: yes. Errors: ENOMEM.
 pub fn register(context: &'static Context, parent: Node, readahead: Node) -> Result<(), Errno> {
     INSIDE.allocate();
     let descr = c"What asyncpager has done";
@@ -146,7 +148,7 @@ pub fn register(context: &'static Context, parent: Node, readahead: Node) -> Res
     Ok(())
 }
 
-/// Give the counters' memory back, after the sysctl tree is gone.
+/// Frees the counters, after the sysctl tree is gone.
 pub fn release() {
     ALL.iter().chain(READAHEAD).for_each(|(counter, ..)| counter.release());
     INSIDE.release();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Switches, below `vfs.asyncpager`: sysctls and loader tunables.
+//! Settings below `vfs.asyncpager`: sysctls and loader tunables.
 
 use crate::{
     kpi::{
@@ -12,7 +12,8 @@ use crate::{
 
 static CONTEXT: Context = Context::new();
 
-/// Show switches and counters. May sleep; tunables take effect here.
+/// Registers the settings and counters. Loader tunables take effect here.
+/// Sleeps: yes. Errors: ENOMEM.
 pub fn register() -> Result<(), Errno> {
     let node = CONTEXT.begin(c"asyncpager", c"Asynchronous getpages for FFS")?;
     let all = || {
@@ -56,7 +57,7 @@ pub fn register() -> Result<(), Errno> {
     all().inspect_err(|_| release())
 }
 
-/// Take the tree down.
+/// Removes the tree and frees the counters. Sleeps: yes.
 pub fn release() {
     CONTEXT.end();
     stats::release();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The VOPs, and how they get into the vop_vectors and out again.
+//! The module's VOPs, and their installation in the vop_vectors and removal.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,30 +17,34 @@ use crate::{
     readahead, stats,
 };
 
-/// `vfs.asyncpager.enabled`: off, every call goes to the original VOP.
+/// `vfs.asyncpager.enabled`: when off, every call goes to the original VOP.
 pub static ENABLED: AtomicBool = AtomicBool::new(true);
 
-/// `vfs.asyncpager.sync`: whether VOP_GETPAGES is to be served as well.
+/// `vfs.asyncpager.sync`: whether the module serves VOP_GETPAGES too.
 static SYNC: AtomicBool = AtomicBool::new(false);
 
-/// `vfs.asyncpager.map`: whether sendfile(2) is spared the block map.
+/// `vfs.asyncpager.map`: whether VOP_BMAP promises sendfile(2) a run when the
+/// block map is not in memory.
 pub static MAP: AtomicBool = AtomicBool::new(true);
 
-/// Threads that were promised a run by our VOP_BMAP and are about to call
-/// VOP_GETPAGES_ASYNC with it: nobody else may serve that call.
+/// Threads with a promised run: our VOP_BMAP has answered them, and they are
+/// about to call VOP_GETPAGES_ASYNC with that run. Only the module can serve
+/// that call.
 static PROMISED: Threads<64> = Threads::new();
 
-/// Whether promises may be made: no more, once somebody waits for the last.
+/// Cleared when unloading starts, so that the set of promised runs can only
+/// shrink.
 static PROMISING: AtomicBool = AtomicBool::new(false);
 
-/// Whether the slots are meant to be ours, and who is just changing them.
+/// Whether the module has taken the slots.
 static TAKEN: AtomicBool = AtomicBool::new(false);
+/// Set while a thread changes the slots.
 static CHANGING: AtomicBool = AtomicBool::new(false);
 
-/// The VOPs of the module.
+/// The module's VOPs.
 struct Vops;
 
-/// A thread in one of the module's VOPs; leaving is dropping it.
+/// A thread inside one of the module's VOPs. Dropping it leaves.
 struct Inside;
 
 impl Drop for Inside {
@@ -88,12 +92,12 @@ impl Operations for Vops {
         }
     }
 
-    /// The original's answer, except that sendfile(2) does not wait for an
-    /// indirect block.
+    /// Leaves the call to the original, unless sendfile(2) would wait for an
+    /// indirect block: then it promises a run.
     fn bmap(call: Bmap<'_>) -> Option<Errno> {
         let switched_on = MAP.load(Ordering::Relaxed)
             && ENABLED.load(Ordering::Relaxed)
-            // A later call finds the map in memory only if read-ahead brings it there.
+            // Only read-ahead brings the map into memory for a later call.
             && readahead::ENABLED.load(Ordering::Relaxed);
         if !switched_on || !proc::in_sendfile() {
             return None;
@@ -102,7 +106,8 @@ impl Operations for Vops {
         if !PROMISED.note() {
             return None;
         }
-        // Noted first: unloading clears the switch, and then counts this thread.
+        // The thread is in the set before this check. Unloading first clears
+        // PROMISING, and then counts the set.
         if PROMISING.load(Ordering::SeqCst) {
             return Some(call.promise(pages));
         }
@@ -111,7 +116,7 @@ impl Operations for Vops {
     }
 }
 
-/// Count a call that another VOP is to serve.
+/// Counts a call that another VOP is to serve.
 fn passed_on(answer: Answer<'_>) -> Answer<'_> {
     match answer {
         Answer::Done(_) => {}
@@ -125,8 +130,9 @@ fn entry(slot: Slot) -> vnode_if::Entry {
     vnode_if::entry::<Vops>(slot)
 }
 
-/// Serializes changes to the slots. Sleeps while another thread changes them;
-/// unless the caller is `patient`, it gets EBUSY.
+/// Serializes changes to the slots. Sleeps: while another thread changes them,
+/// when `patient`. Errors: EBUSY when another thread changes them and the
+/// caller is not `patient`; those of `change`.
 fn changing<T>(patient: bool, change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     while CHANGING.swap(true, Ordering::Acquire) {
         if !patient {
@@ -139,7 +145,8 @@ fn changing<T>(patient: bool, change: impl FnOnce() -> Result<T, Errno>) -> Resu
     result
 }
 
-/// Take the slots over, the sync ones as the switch says.
+/// Takes the slots; the sync ones only when `vfs.asyncpager.sync` is on.
+/// Sleeps: yes. Errors: EBUSY when another module has replaced a sync slot.
 pub fn take() -> Result<(), Errno> {
     changing(true, || {
         TAKEN.store(true, Ordering::Relaxed);
@@ -148,12 +155,14 @@ pub fn take() -> Result<(), Errno> {
     })
 }
 
-/// Whether VOP_GETPAGES is to be served as well.
+/// Whether the module serves VOP_GETPAGES too.
 pub fn sync() -> bool {
     SYNC.load(Ordering::Relaxed)
 }
 
-/// Change the wish about the sync slots, and the slots with it.
+/// Sets `vfs.asyncpager.sync`, and takes or restores the sync slots. Sleeps:
+/// no. Errors: EBUSY when another thread changes the slots, or another module
+/// has replaced one.
 pub fn set_sync(on: bool) -> Result<(), Errno> {
     changing(false, || {
         SYNC.store(on, Ordering::Relaxed);
@@ -165,7 +174,8 @@ fn apply() -> Result<(), Errno> {
     let mut result = Ok(());
     for vector in fs::vectors() {
         vector.take(Slot::Async, entry(Slot::Async));
-        // A promise is only for the async slot to keep.
+        // The async slot must be taken before the module promises a run, which
+        // it then serves.
         vector.take(Slot::Bmap, entry(Slot::Bmap));
         if sync() {
             vector.take(Slot::Sync, entry(Slot::Sync));
@@ -176,8 +186,9 @@ fn apply() -> Result<(), Errno> {
     result
 }
 
-/// Put the originals back and wait until no thread can be inside any more. On
-/// an error everything is at work again.
+/// Restores the originals and waits until no thread executes the module's code.
+/// On failure takes the slots again and resumes read-ahead. Sleeps: yes.
+/// Errors: EBUSY.
 pub fn restore() -> Result<(), Errno> {
     changing(true, || {
         let given = give_back();
@@ -197,14 +208,14 @@ fn give_back() -> Result<(), Errno> {
         return Ok(());
     }
     drain::outlast_pass()?;
-    // The set of promises can only shrink from here on: a thread that enters our
-    // VOP_BMAP later finds the switch off and makes none.
+    // The set of promised runs can only shrink from here on: a thread that
+    // enters our VOP_BMAP later sees the cleared switch.
     PROMISING.store(false, Ordering::SeqCst);
     put_back(Slot::Bmap)?;
     drain::outlast("promised runs", || PROMISED.count() as u64)?;
     put_back(Slot::Sync)?;
     put_back(Slot::Async)?;
-    // A thread that loaded a pointer and has not entered yet, enters now.
+    // A thread that has loaded a pointer and not counted itself in does so now.
     drain::outlast_threads()?;
     drain::outlast("threads", || stats::INSIDE.now())?;
     readahead::stop();
@@ -212,13 +223,14 @@ fn give_back() -> Result<(), Errno> {
     drain::outlast("bufs", || stats::IN_FLIGHT.now() as u64)?;
     readahead::drain();
     worker::drain();
-    // A thread that has left the count returns through our code now.
+    // A thread that has counted itself out returns from the module's code now.
     drain::outlast_threads()
 }
 
-/// Put the original back into a slot of all vectors.
+/// Restores the original in a slot of all vectors. Errors: EBUSY when another
+/// module has replaced one.
 fn put_back(slot: Slot) -> Result<(), Errno> {
-    // Each of them, whatever became of the one before.
+    // Restore all of them, even after a failure.
     if fs::vectors().iter().filter(|vector| !vector.restore(slot, entry(slot))).count() == 0 {
         return Ok(());
     }
@@ -226,8 +238,9 @@ fn put_back(slot: Slot) -> Result<(), Errno> {
     Err(Errno::EBUSY)
 }
 
-/// After a failed [`give_back`]: only what is the original now is taken again,
-/// so that whoever replaced ours keeps calling it.
+/// Takes the slots again after a failed [`give_back`], but only those that have
+/// the original. A slot that another module has replaced stays as it is: that
+/// module keeps calling ours.
 fn take_again() {
     for vector in fs::vectors() {
         for slot in [Slot::Async, Slot::Bmap, Slot::Sync] {

@@ -80,12 +80,13 @@ shim_uma_zcreate(const char *name, size_t size)
 	    0));
 }
 
-/* What a buf maps its pages into: maxphys, and a page for a start inside of one. */
+/* The address space of a buf: maxphys, and a page for a start inside a page. */
 #define	BUF_KVA_SIZE	(maxphys + PAGE_SIZE)
 
 /*
- * Make zeroed memory a buf.  Its lock belongs to the kernel for as long as the
- * buf exists: every thread may complete it.  False when there is no address space.
+ * Initializes a buf in zeroed memory. Its lock belongs to the kernel while the
+ * buf exists, so that any thread may complete it. False when there is no
+ * address space.
  */
 bool
 shim_buf_init(struct buf *bp)
@@ -109,7 +110,7 @@ shim_buf_fini(struct buf *bp)
 	kva_free((vm_offset_t)bp->b_kvabase, BUF_KVA_SIZE);
 }
 
-/* What pbuf_ctor() does for a pbuf, but for the lock. */
+/* Resets a buf as pbuf_ctor() does, except for the lock. */
 void
 shim_buf_reset(struct buf *bp)
 {
@@ -125,7 +126,7 @@ shim_buf_reset(struct buf *bp)
 	bp->b_runningbufspace = 0;
 }
 
-/* Make the buf ready for an I/O, which ends with a call of iodone. */
+/* Prepares the buf for an I/O, which ends with a call of iodone. */
 void
 shim_buf_begin(struct buf *bp, void (*iodone)(struct buf *))
 {
@@ -136,7 +137,7 @@ shim_buf_begin(struct buf *bp, void (*iodone)(struct buf *))
 	bp->b_iodone = iodone;
 }
 
-/* Why the buf's I/O has failed; 0 if it has not. */
+/* The errno of the buf's I/O; 0 if it has not failed. */
 int
 shim_buf_error(const struct buf *bp)
 {
@@ -151,7 +152,7 @@ shim_bstrategy(struct buf *bp)
 	bstrategy(bp);
 }
 
-/* The size of a uma(9) zone's items, as vm.uma.*.size tells it; 0 if unknown. */
+/* The item size of a uma(9) zone, by the sysctl vm.uma.*.size; 0 if unknown. */
 size_t
 shim_zone_item_size(const char *sysctl_name)
 {
@@ -159,7 +160,7 @@ shim_zone_item_size(const char *sysctl_name)
 	uint32_t size = 0;
 	size_t len = sizeof(size);
 
-	/* kernel_sysctlbyname() takes a name that it may not keep const. */
+	/* kernel_sysctlbyname() takes a name that is not const. */
 	if (strlcpy(name, sysctl_name, sizeof(name)) >= sizeof(name) ||
 	    kernel_sysctlbyname(curthread, name, &size, &len, NULL, 0, NULL,
 	    0) != 0)
@@ -218,9 +219,9 @@ shim_VOP_BMAP(struct vnode *vp, daddr_t bn, struct bufobj **bop, daddr_t *bnp,
 }
 
 /*
- * What of a mount's struct ufsmount and superblock does not read as the headers
- * have it: the field, or NULL.  um_rdonly is two pointers before um_check_blkno,
- * the last one that is read.
+ * The first field of a mount's struct ufsmount or superblock that does not
+ * match the headers; NULL if all do. um_rdonly lies two pointers before
+ * um_check_blkno, the last field that the module reads.
  */
 static const char *
 ufsmount_mismatch(struct mount *mp)
@@ -243,9 +244,9 @@ ufsmount_mismatch(struct mount *mp)
 }
 
 /*
- * The first field of a mounted FFS that does not read as the headers have it,
- * or NULL, also when none is mounted.  The root directory's inode is looked at
- * when it is on FFS.  May sleep.
+ * The first field of a mounted FFS that does not match the headers; NULL if all
+ * do, or if no FFS is mounted. Also checks the root directory's inode when that
+ * is on FFS. Sleeps: yes.
  */
 const char *
 shim_ffs_mismatch(void)
@@ -256,7 +257,10 @@ shim_ffs_mismatch(void)
 
 	mtx_lock(&mountlist_mtx);
 	TAILQ_FOREACH(mp, &mountlist, mnt_list) {
-		/* A mount that is being unmounted has no ufsmount any more. */
+		/*
+		 * A mount that is being unmounted may have no ufsmount any
+		 * more.
+		 */
 		if (strcmp(mp->mnt_vfc->vfc_name, "ufs") == 0 &&
 		    vfs_busy(mp, MBF_NOWAIT | MBF_MNTLSTLOCK) == 0)
 			break;
@@ -279,8 +283,8 @@ shim_ffs_mismatch(void)
 }
 
 /*
- * The vnode's inode, if it reads as one: at load no FFS may have been mounted
- * to check struct inode by.
+ * The vnode's inode; NULL when it does not match the headers. Checked at each
+ * use, since no FFS may have been mounted at load time.
  */
 static struct inode *
 checked_inode(struct vnode *vp)
@@ -299,8 +303,8 @@ shim_inode_number(struct vnode *vp)
 }
 
 /*
- * What comes after the dinode in struct inode is elsewhere in a kernel with
- * DIAGNOSTIC, so that size and flags are read from the dinode itself.
+ * Reads the size from the dinode. A kernel with DIAGNOSTIC has the fields
+ * behind the dinode pointer of struct inode at other offsets.
  */
 uint64_t
 shim_inode_size(struct vnode *vp)
@@ -331,9 +335,9 @@ shim_vn_lock_shared_nowait(struct vnode *vp)
 }
 
 /*
- * Whether a block of the file can be had without a disk: a buffer that is
- * valid, or pages from which one can be made.  A buffer that is just being
- * read does not count.  The vnode is locked.
+ * Whether a block of the file is available without a read from the disk: in a
+ * valid buffer, or in pages that can make one. A buffer that is being read does
+ * not count. Locks: vnode. Sleeps: no.
  */
 bool
 shim_block_in_memory(struct vnode *vp, daddr_t lbn)
@@ -346,9 +350,9 @@ shim_block_in_memory(struct vnode *vp, daddr_t lbn)
 }
 
 /*
- * Have a block of the file, which is at blkno, read into the buffer cache.
- * Who asks for it before it is there waits for this read.  False if it is there
- * already.  The vnode is locked.
+ * Starts to read a block of the file, which is at blkno, into the buffer cache.
+ * A thread that needs the block waits for this read. False if the block is
+ * there already. Locks: vnode. Sleeps: for the buffer.
  */
 bool
 shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
@@ -371,7 +375,7 @@ shim_read_block(struct vnode *vp, daddr_t lbn, daddr_t blkno)
 	return (true);
 }
 
-/* Providers below a device that are looked at, one below the other. */
+/* The depth to which providers below a device are checked. */
 #define	GEOM_DEPTH	16
 
 static bool
@@ -390,9 +394,9 @@ provider_verifies(struct g_provider *pp, int depth)
 }
 
 /*
- * Whether a read of a sector that was never written may be an error: geli(8)
- * verifies what it reads when it was initialized to.  Also when this cannot be
- * told now.  Does not sleep.
+ * Whether a read of a sector that was never written may fail: geli(8) verifies
+ * data if it was initialized with authentication. True for any geli(8)
+ * provider, and when the topology lock is not free. Sleeps: no.
  */
 bool
 shim_device_verifies(struct bufobj *bo)
@@ -408,11 +412,11 @@ shim_device_verifies(struct bufobj *bo)
 }
 
 /*
- * How the file's indirect blocks read.  False where a pointer on the disk may
- * not be followed: a snapshot's means more than a place; an untrusted mount
- * checks each; and on an asynchronous or journaled mount a pointer can reach
- * the disk before the indirect block that it leads to.  False too when a
- * structure does not read as the headers have it.
+ * The format of the file's indirect blocks. False where the module must not
+ * follow a pointer on the disk: a snapshot has pointers that are not places; an
+ * untrusted mount checks each pointer; on an asynchronous or journaled mount a
+ * pointer can reach the disk before the indirect block that it leads to. False
+ * also when a structure does not match the headers.
  */
 bool
 shim_map_of(struct vnode *vp, struct shim_map *map)
@@ -433,8 +437,8 @@ shim_map_of(struct vnode *vp, struct shim_map *map)
 }
 
 /*
- * Blocks of DEV_BSIZE that the file's filesystem has; 0 when a structure does
- * not read as the headers have it.
+ * The size of the file's filesystem, in units of DEV_BSIZE; 0 when a structure
+ * does not match the headers.
  */
 daddr_t
 shim_fs_blocks(struct vnode *vp)
@@ -526,7 +530,9 @@ shim_callout_drain(struct callout *c)
 	callout_drain(c);
 }
 
-/* Make a queue with threads of its own.  `place' is where it lives. */
+/*
+ * Creates a queue with threads of its own. `place': the variable that keeps it.
+ */
 void
 shim_taskqueue_start(struct taskqueue **place, const char *name, int threads)
 {
@@ -560,14 +566,19 @@ shim_syscall_number(void)
 	return (curthread->td_sa.code);
 }
 
-/* Whether the calling thread is the kernel's own, as at boot. */
+/*
+ * Whether the calling thread belongs to the kernel's own process, as at boot.
+ */
 bool
 shim_in_proc0(void)
 {
 	return (curthread->td_proc == &proc0);
 }
 
-/* Running or on a run queue, and not asleep or blocked.  thread_lock is held. */
+/*
+ * Whether a thread is running or runnable, not asleep or blocked. Locks:
+ * thread_lock.
+ */
 static bool
 is_awake(struct thread *td)
 {
@@ -575,9 +586,9 @@ is_awake(struct thread *td)
 }
 
 /*
- * The threads of the idle class, idprio(1)'s, that are running or ready to; not
- * the calling one, and not the CPUs' idle threads.  Returns how many there are,
- * of which up to `room' are in `to'.  May sleep.
+ * Lists the threads of the idle class, idprio(1)'s, that are running or
+ * runnable, except the calling thread and the CPUs' idle threads. Returns their
+ * number; `to' gets up to `room' of them. Sleeps: yes.
  */
 u_int
 shim_idle_class(struct shim_thread *to, u_int room)
@@ -616,8 +627,8 @@ shim_idle_class(struct shim_thread *to, u_int room)
 }
 
 /*
- * How often a thread has been switched out since `then' was noted.  False when
- * it sleeps, is blocked, or has gone.
+ * Counts how often a thread has been switched out since `then'. False when the
+ * thread sleeps, is blocked, or has exited.
  */
 bool
 shim_thread_switches(const struct shim_thread *then, u_int *switches)
@@ -625,7 +636,7 @@ shim_thread_switches(const struct shim_thread *then, u_int *switches)
 	struct thread *td;
 	bool awake;
 
-	/* Locks the process. */
+	/* tdfind() returns with the process locked. */
 	td = tdfind(then->tid, then->pid);
 	if (td == NULL)
 		return (false);
@@ -644,8 +655,8 @@ shim_real_uid(void)
 }
 
 /*
- * Run on the given CPU, and again after everything that was runnable there
- * has had its turn.  False when there is no such CPU.
+ * Moves the calling thread to a CPU, and runs again after all threads that were
+ * runnable there. False when there is no such CPU. Sleeps: yes.
  */
 bool
 shim_cpu_pass(u_int cpu)
@@ -668,8 +679,8 @@ shim_cpu_unbind(void)
 }
 
 /*
- * The module's registration.  MODULE_DEPEND admits any kernel from 14 to 15:
- * asyncpager_modevent() compares releases itself and says what to build.
+ * The module's registration. MODULE_DEPEND admits any kernel from 14 to 15:
+ * asyncpager_modevent() compares the releases itself and prints what to build.
  */
 const int shim_built_for = __FreeBSD_version;
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What the kernel offers only as macros and inline functions, as functions.
- * Each is named shim_ and the name of what it wraps; semantics are those of
- * the wrapped thing and of its manual page, and nothing is decided here.
+ * Functions for kernel macros and inline functions. A function with the name of
+ * a kernel interface after shim_ has the semantics of that interface and of its
+ * manual page. The other functions read or set fields of kernel structures, or
+ * combine a few calls; shim.c describes them.
  */
 #pragma once
 

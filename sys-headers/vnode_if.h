@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Stands in for the header that vnode_if.awk generates.  Argument structures
- * and entry points of the VOPs that the module implements or calls; a_gen is
- * always first, then the arguments of vnode_if.src in order.
+ * Replaces the header that vnode_if.awk generates: argument structures and
+ * entry points of the VOPs that the module implements or calls. a_gen comes
+ * first, then the arguments in the order of vnode_if.src.
  */
 #pragma once
 #include "vnode_if_typedef.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Stands in for the header that vnode_if.awk generates: struct vop_vector. */
+/* Replaces the header that vnode_if.awk generates: struct vop_vector. */
 #pragma once
 struct vop_vector {
 	struct vop_vector	*vop_default;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Stands in for the header that vnode_if.awk generates: the VOPs' types. */
+/* Replaces the header that vnode_if.awk generates: the types of the VOPs. */
 #pragma once
 #define VOP(name)						\
 	struct vop_##name##_args;				\

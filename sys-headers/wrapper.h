@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* The kernel headers that bindgen reads and the shim is compiled with. */
+/* The kernel headers for bindgen and for the shim. */
 #include <sys/param.h>
 #include <sys/systm.h>
 #include <sys/kernel.h>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Filesystems: what is particular to each, behind one trait.
+//! Filesystems: the code for each one, behind one trait.
 //!
-//! A filesystem that has VOP_BMAP(9) is served with nothing more than its
-//! vectors. What it tells beyond that saves waiting: where its block map lies on
-//! the device, and where a file's data most likely are before the map is read.
+//! A filesystem with VOP_BMAP(9) needs only its vectors. Its other answers save
+//! waiting: the place of its block map on the device, and the likely place of a
+//! file's data before the map is read.
 
 pub mod ffs;
 
@@ -12,10 +12,10 @@ use crate::kpi::{
     vnode_if::Vector,
 };
 
-/// One filesystem. A vnode that is given to a function is one of its own, locked
-/// or kept by busied pages.
+/// A filesystem. Each vnode that its functions get is one of its own, locked or
+/// kept by busied pages.
 pub trait FileSystem: Sync {
-    /// The vectors whose slots are taken over.
+    /// The vectors whose slots the module replaces.
     fn vectors(&self) -> &'static [&'static Vector];
 
     /// The file's number, for messages.
@@ -23,30 +23,30 @@ pub trait FileSystem: Sync {
         None
     }
 
-    /// Bytes of the file as the filesystem has it now: no byte behind them is
-    /// the file's any more, even if the VM object still has them. `None` when
-    /// blocks are never freed before the VM object is shorter.
+    /// The file's size by the filesystem, in bytes. Bytes behind it are not the
+    /// file's any more, even while the VM object still has them. `None` when
+    /// the filesystem never frees blocks before the VM object shrinks.
     fn size(&self, _vnode: Vnode<'_>) -> Option<u64> {
         None
     }
 
-    /// Where the data path may read pointers that lead to block `lbn` past the
-    /// buffer cache: the first block of the map on the way that is not in
-    /// memory. `None` when nothing has to be read, or VOP_BMAP(9) has to do it.
+    /// The first block of the map on the way to block `lbn` that is not in
+    /// memory, when the data path may read it past the buffer cache. `None`
+    /// when all of them are in memory, or only VOP_BMAP(9) may read them.
     /// Locks: vnode. Sleeps: no.
     fn missing_map(&self, _vnode: Vnode<'_>, _lbn: u64) -> Option<MapBlock> {
         None
     }
 
-    /// What the pointers in `bytes` say, which were read from the map's block of
-    /// this `level` on the way to block `lbn`. `None` for nonsense.
+    /// Follows the pointers in `bytes`, which were read from the map's block of
+    /// this `level` on the way to block `lbn`. `None` for invalid pointers.
     fn follow(&self, _vnode: Vnode<'_>, _lbn: u64, _level: usize, _bytes: &[u8]) -> Option<Next> {
         None
     }
 
-    /// Where block `at` and those behind it are, at most `most`, as pointers say
-    /// for which [`follow`](Self::follow) of `lbn` has answered [`Next::Data`].
-    /// `None` for nonsense.
+    /// The place of block `at` and of up to `most` contiguous blocks behind it,
+    /// by pointers for which [`follow`](Self::follow) of `lbn` has answered
+    /// [`Next::Data`]. `None` for invalid pointers.
     fn extent(
         &self,
         _vnode: Vnode<'_>,
@@ -58,12 +58,13 @@ pub trait FileSystem: Sync {
         None
     }
 
-    /// Whether VOP_BMAP(9) of block `lbn` has to read. A hint. Sleeps: no.
+    /// Whether VOP_BMAP(9) of block `lbn` has to read the disk. A hint. Sleeps:
+    /// no.
     fn must_read_map(&self, _vnode: Vnode<'_>, _lbn: u64) -> bool {
         false
     }
 
-    /// Units of DEV_BSIZE of the device that the filesystem has.
+    /// The size of the filesystem, in units of DEV_BSIZE.
     fn blocks(&self, _vnode: Vnode<'_>) -> i64 {
         0
     }
@@ -72,49 +73,50 @@ pub trait FileSystem: Sync {
 /// A block of a file's block map that is not in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapBlock {
-    /// Its level: 0 for one that the inode leads to.
+    /// The block's level; 0 for a block to which the inode points.
     pub level: usize,
-    /// Its number in the file, negative, as the buffer cache knows it.
+    /// The block's negative number in the file, as in the buffer cache.
     pub lbn: i64,
-    /// Where it is, in units of DEV_BSIZE.
+    /// The block's place, in units of DEV_BSIZE.
     pub blkno: i64,
-    /// The piece of it that a request's pointers are in.
+    /// The piece of the block that holds a request's pointers.
     pub piece: Piece,
-    /// The first block of the file that the map's last level does not lead to.
+    /// The first block of the file whose pointer is not in the last level's
+    /// piece.
     pub end: u64,
-    /// Where the block most likely is that was looked for, in units of
-    /// DEV_BSIZE; `None` when nothing can be said.
+    /// The likely place of the data block that was looked up, in units of
+    /// DEV_BSIZE. `None` when it cannot be predicted.
     pub likely: Option<i64>,
 }
 
-/// Bytes of a device.
+/// A range of bytes of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Where they begin, in units of DEV_BSIZE.
+    /// The first block, in units of DEV_BSIZE.
     pub blkno: i64,
-    /// How many they are: whole pages.
+    /// The length in bytes; whole pages.
     pub bytes: u32,
 }
 
-/// What pointers lead to.
+/// The targets of pointers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// More pointers, on the level below.
+    /// More pointers, one level down.
     Map(Piece),
-    /// The file's blocks.
+    /// Data blocks of the file.
     Data,
-    /// Nothing: all blocks below are holes.
+    /// None: all blocks below are holes.
     Hole,
 }
 
 static ALL: [&dyn FileSystem; 1] = [&ffs::Ffs];
 
-/// All vectors whose slots are taken over.
+/// All vectors whose slots the module replaces.
 pub fn vectors() -> &'static [&'static Vector] {
     ffs::Ffs.vectors()
 }
 
-/// The filesystem of a vnode, if it is one that the module knows.
+/// The filesystem of a vnode. `None` when the module does not know it.
 pub fn of(vnode: Vnode<'_>) -> Option<&'static dyn FileSystem> {
     let is_of = |fs: &&&dyn FileSystem| fs.vectors().iter().any(|vector| vector.is_of(vnode));
     ALL.iter().find(is_of).copied()

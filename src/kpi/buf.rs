@@ -305,6 +305,9 @@ impl<C> Pbuf<C> {
         NonNull::new(self.buf().b_bufobj).map(|bo| unsafe { Device::new(bo) })
     }
 
+    /// Completes the header: device, transfer, mapping, vnode. `unmapped`: the
+    /// mount accepts unmapped bufs. Takes references to the calling thread's
+    /// credential.
     pub fn address(
         &mut self,
         vnode: Vnode<'_>,

@@ -42,9 +42,9 @@ pub fn end() {
 /// promised this call a run without a look at the block map. `miss`: receives
 /// the pages that an async call has to read.
 ///
-/// Locks: vnode; object not. Sleeps: for the block map unless `promised`; for a
-/// buf while all are in flight; for the data only when the call is synchronous.
-///
+/// Locks: vnode; object not. Sleeps: for the block map, unless `promised` and a
+/// buf for the deferred map is free; for a buf while the device may have no
+/// more; for the data only when the call is synchronous.
 pub fn getpages<'a>(vop: Getpages<'a>, promised: bool, miss: &mut Option<Miss>) -> Answer<'a> {
     stats::PAGES_REQUESTED.add(vop.pages.len() as u32);
     let mut call = match prepare(vop) {

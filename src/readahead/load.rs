@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Bufs with pages that nobody has asked for: what can be read, and why not.
+//! Loads and finishes the bufs of windows.
 
 use crate::{
     kpi::{buf::Transfer, systm},
@@ -13,27 +13,29 @@ use crate::{
     stats,
 };
 
-/// Why a window was not read, or not to its end.
+/// The reason when a window was not read, or not to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// The file is gone, or is not one that the data path serves.
+    /// The file is gone, or the data path does not serve it.
     Gone,
-    /// Somebody has the vnode locked exclusively.
+    /// Another thread has the vnode locked exclusively.
     Locked,
     /// Memory is short.
     NoMemory,
-    /// There is no buf.
+    /// No buf is available.
     NoBuf,
-    /// The device has enough to do.
+    /// The device has enough transfers in flight.
     Saturated,
     /// The block map cannot be read.
     NoMap,
-    /// It had to be read first.
+    /// The block map had to be read first: the consumer has moved meanwhile.
     Waited,
 }
 
-/// Load one buf with what of `run` is not there yet, but for so many pages
-/// that are there already; none if all are. `tag` names the stream.
+/// Loads one buf for `run`, behind its leading pages that exist already.
+/// Returns the number of those pages, and the buf; no buf when all pages exist.
+/// `tag`: the stream's. Locks: takes object write. Sleeps: no. Errors:
+/// [`Why::NoMemory`], [`Why::NoBuf`].
 pub fn load(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, Option<Buf>), Why> {
     if room() < run.pages() {
         return Err(Why::NoMemory);
@@ -64,10 +66,10 @@ pub fn load(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, Option<Buf>
     Ok((there, Some(buf)))
 }
 
-/// A loaded buf has come back: make what it has read valid.
+/// Validates the pages of a completed buf. Sleeps: no.
 pub fn finish(mut buf: Buf) {
-    // A page that could not be read is gone again: who needs it asks for it,
-    // and hears of the error.
+    // A page that could not be read has been freed. The request that needs it
+    // reads it again, and gets the error.
     if complete::settle(&mut buf).is_err() {
         stats::WINDOW_ERRORS.add(1);
         if let Job::Ahead { tag, .. } = buf.job {
@@ -76,9 +78,8 @@ pub fn finish(mut buf: Buf) {
     }
 }
 
-/// Pages that may be allocated for no stream in particular: those that are free
-/// beyond the middle between where the page daemon begins to hurry and where
-/// it stops.
+/// Free pages available for read-ahead: those above the middle between
+/// v_free_min and v_free_target.
 pub fn room() -> u32 {
     let free = systm::free_pages();
     let floor = free.min / 2 + free.target / 2;

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Read-ahead that follows a stream, so that its pages are valid before
-//! sendfile(2) asks for them.
+//! Read-ahead that follows streams, so that pages are valid before sendfile(2)
+//! asks for them.
 //!
-//! A miss tells where a consumer is, exactly. Once pages are valid there are
-//! no more misses; but what sits in a socket buffer is wired, so a timer looks
-//! for the last wired page of each window. What a [`stream`] wants is read by
-//! threads of our own ([`window`]): they may wait for the block map, and for
-//! what was read together with it ([`speculative`]) and turns out to be wrong.
+//! A cache miss shows the exact position of a consumer. Once its pages are
+//! valid, there are no more misses. But pages in a socket buffer are wired, so
+//! a timer looks for the last wired page of each stream.
 //!
-//! Streams live in sets of [`WAYS`], found by their file; a set's oldest
-//! stream makes room for a new one. Nothing here keeps a file: a stream knows
-//! it by name only, and a file is held while a thread is at a window of it.
+//! The module's own threads read the windows ([`window`]) that a [`stream`]
+//! wants. These threads may wait for the block map, and for speculative reads
+//! ([`speculative`]) that prove wrong.
+//!
+//! A stream's file selects its set of [`WAYS`] streams. In a full set a new
+//! stream replaces the oldest. Streams keep no file: a stream has its name
+//! only, and a file is held while a thread reads a window of it.
 
 pub mod load;
 pub mod profile;
@@ -48,37 +50,39 @@ use crate::{
 
 /// `vfs.asyncpager.readahead.enabled`.
 pub static ENABLED: AtomicBool = AtomicBool::new(true);
-/// `vfs.asyncpager.readahead.max`: bytes that are read ahead of one stream.
+/// `vfs.asyncpager.readahead.max`: bytes read ahead of one stream, at most.
 pub static MAX: Limit = Limit::new(64 << 20, 1 << 16, 1 << 30);
-/// `vfs.asyncpager.readahead.initial`: bytes that a stream begins with.
+/// `vfs.asyncpager.readahead.initial`: bytes read ahead of a new stream.
 pub static INITIAL: Limit = Limit::new(2 << 20, 1 << 14, 1 << 28);
-/// `vfs.asyncpager.readahead.in_flight`: bufs that one device may have.
+/// `vfs.asyncpager.readahead.in_flight`: transfers in flight at a device from
+/// which on no window is read from it.
 pub static IN_FLIGHT: Limit = Limit::new(256, 1, 4096);
-/// `vfs.asyncpager.readahead.poll`: microseconds between two looks at the
-/// consumers.
+/// `vfs.asyncpager.readahead.poll`: microseconds between two runs of the timer.
 pub static POLL: Limit = Limit::new(2000, 500, 1_000_000);
-/// `vfs.asyncpager.readahead.streams`: streams that can be followed at a time.
+/// `vfs.asyncpager.readahead.streams`: the number of streams that can be
+/// followed.
 pub static STREAMS: Limit = Limit::new(2048, 8, (MAX_SETS * WAYS) as u32);
 
-/// Streams of a set.
+/// Streams in a set.
 const WAYS: usize = 8;
 const MAX_SETS: usize = 64 * 64;
-/// What one run of the timer may cost, in pages looked up. A run stops at the
-/// stream that it cannot afford, and the next run goes on there, so that with
-/// many streams each is looked at less often. The first stream of a run is
-/// always looked at, which takes 480 look-ups at most (`readahead.max` = 1 GiB).
+/// The cost limit of one run of the timer, in page look-ups. A run stops at the
+/// first stream that it cannot afford, and the next run continues there. So
+/// with many streams each one is checked less often. The first stream of a run
+/// is always checked, which takes at most 480 look-ups (`readahead.max` = 1
+/// GiB).
 ///
 /// Measured with `cargo bench -p asyncpager-testbed --bench streams`: a run
-/// takes 73 µs on average with 1,000 streams and 83 µs with 10,000, on a busy
-/// machine and with the testbed's KPI, whose every call checks rules.
+/// takes 73 µs on average with 1,000 streams and 83 µs with 10,000. The machine
+/// was busy, and the testbed's KPI checks rules in every call.
 const BUDGET: u32 = 256;
-/// What a stream costs besides its pages, and a set.
+/// The cost of a visit to a stream or a set, without its pages.
 const VISIT: u32 = 4;
-/// What waking a thread costs.
+/// The cost of waking a thread.
 const WAKE: u32 = 16;
-/// A stream that stands still for so long is not looked at any more.
+/// The timer ignores a stream that has not moved for this long. Microseconds.
 const IDLE_US: u64 = 2_000_000;
-/// Threads that read windows. A thread waits for one disk at a time.
+/// Threads that read windows. Each waits for one disk at a time.
 const THREADS: usize = 8;
 
 static SETS: Array<Set> = Array::new();
@@ -86,47 +90,48 @@ static QUEUE: Queue = Queue::new();
 static TIMER: Callout = Callout::new();
 static ARMED: AtomicBool = AtomicBool::new(false);
 static STOPPED: AtomicBool = AtomicBool::new(true);
-/// Sets that have a stream to look at, a bit each.
+/// One bit for each set with a stream to check.
 static LIVE: [AtomicU64; MAX_SETS / 64] = [const { AtomicU64::new(0) }; MAX_SETS / 64];
-/// The next stream's number.
+/// The generation of the next stream.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
-/// Where the timer goes on.
+/// The slot with which the next run of the timer begins.
 static HAND: AtomicU32 = AtomicU32::new(0);
-/// When the timer last began with the first stream, and how long it took to
-/// come round.
+/// The start of the timer's current round over all streams, and the duration of
+/// the last round.
 static ROUND_BEGAN_US: AtomicU64 = AtomicU64::new(0);
 static ROUND_US: AtomicU32 = AtomicU32::new(0);
 /// Threads in [`Set::work`].
 static AT_WORK: Tally = Tally::new();
-/// The device that each thread is at; 0 for a free thread.
+/// The device for which each thread works; 0 for a free thread.
 static WORKERS: Threads<THREADS> = Threads::new();
 
 type Workers = InUse<THREADS>;
 
-/// A file's place in the table.
+/// A stream and its file, in the table.
 struct Slot {
     identity: Identity,
     device: usize,
-    /// The user that it began for, and whether others go on with it: then it
-    /// says nothing about either.
+    /// The profile of the stream's first user. `is_shared`: another user has
+    /// continued the stream, so it updates no profile.
     profile: Key,
     is_shared: bool,
-    /// Pages of the file, when it was last missed.
+    /// Pages of the file, at its last miss.
     file: u64,
     stream: Stream,
-    /// Tells this stream's bufs from those of an earlier one in its place.
+    /// Distinguishes this stream's bufs from those of an earlier stream in its
+    /// slot.
     generation: u32,
-    /// A thread is reading a window of it.
+    /// A thread is reading a window of the stream.
     reading: bool,
-    /// A page whose block map is to be brought into memory.
+    /// A page whose block map a thread must bring into memory.
     unmapped: Option<u64>,
-    /// Counts the looks at the consumer.
+    /// Counts the checks of the consumer.
     looks: u8,
 }
 
-/// See the module's documentation.
+/// A set of streams; see the module's documentation.
 struct Set {
-    /// Its place in the table.
+    /// The set's index in the table.
     index: usize,
     slots: Mutex<[Option<Slot>; WAYS]>,
     task: Task,
@@ -140,19 +145,19 @@ fn limits() -> Limits {
     Limits { initial: pages(&INITIAL).clamp(1, max), max, chunk: buf::max_pages().max(1) }
 }
 
-/// What is the same for all streams at a time.
+/// The conditions at one moment, the same for all streams.
 struct Now {
     us: u64,
     limits: Limits,
-    /// Pages that each may have before its consumer.
+    /// Pages that memory allows each stream to have ahead of its consumer.
     room: u32,
-    /// Microseconds between two looks at a consumer.
+    /// Microseconds between two checks of a consumer.
     poll_us: u32,
 }
 
 impl Now {
     fn new() -> Self {
-        // Streams share what memory there is.
+        // All live streams share the free memory.
         let words = SETS.get().len().div_ceil(64);
         let live = LIVE.iter().take(words).map(|word| word.load(Ordering::Relaxed).count_ones());
         Self {
@@ -169,7 +174,7 @@ impl Now {
     }
 }
 
-/// Make the table, the threads and the timer. May sleep.
+/// Creates the table, the threads and the timer. Sleeps: yes. Errors: ENOMEM.
 pub fn start() -> Result<(), Errno> {
     let sets = (STREAMS.get() as usize).div_ceil(WAYS).clamp(1, MAX_SETS);
     let empty = |index| Set { index, slots: Mutex::new([const { None }; WAYS]), task: Task::new() };
@@ -184,28 +189,28 @@ pub fn start() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Stop the timer and begin no window: from here on [`at_work`] only falls.
-/// Bufs may still be in flight. May sleep, not for a disk. The caller has made
-/// sure that nobody can miss anything any more.
+/// Stops the timer, and lets no window begin: from here on [`at_work`] only
+/// falls. Bufs may still be in flight. The caller ensures that no thread can
+/// report a miss any more. Sleeps: yes, but not for a disk.
 pub fn stop() {
     STOPPED.store(true, Ordering::SeqCst);
     TIMER.drain();
 }
 
-/// Threads that may be waiting for a disk.
+/// Threads in the read-ahead code, which may be waiting for a disk.
 pub fn at_work() -> u64 {
     AT_WORK.now() as u64
 }
 
-/// Wait until no thread executes code of this module, after [`stop`] and when
-/// nothing is [`at_work`]. May sleep, not for a disk.
+/// Waits until no read-ahead thread executes code of this module. Called after
+/// [`stop`], with no thread [`at_work`]. Sleeps: yes, but not for a disk.
 pub fn drain() {
-    // A thread may have armed it again just when it was stopped.
+    // A thread may have armed the timer just when it was stopped.
     TIMER.drain();
     SETS.get().iter().for_each(|set| QUEUE.drain(set));
 }
 
-/// Go on after [`stop`].
+/// Resumes read-ahead after [`stop`].
 pub fn resume() {
     ARMED.store(false, Ordering::Release);
     STOPPED.store(false, Ordering::Release);
@@ -214,7 +219,8 @@ pub fn resume() {
     }
 }
 
-/// Give everything back, after [`drain`] and when no buf is in flight. May sleep.
+/// Releases all memory and threads, after [`drain`] and with no buf in flight.
+/// Sleeps: yes.
 pub fn end() {
     QUEUE.stop();
     SETS.destroy(|set| set.slots.destroy());
@@ -225,7 +231,7 @@ pub fn end() {
     profile::forget();
 }
 
-/// An async request had to read. The vnode is locked. Does not sleep.
+/// Handles a cache miss of an async request. Locks: vnode. Sleeps: no.
 pub fn missed(miss: &Miss) {
     let sets = SETS.get();
     latency::mounted(miss.device, miss.mounting);
@@ -252,8 +258,8 @@ pub fn missed(miss: &Miss) {
     }
 }
 
-/// Note a miss: in the stream that it continues, or in the place of the
-/// oldest one as the beginning of a new stream.
+/// Records a miss: in the stream that it continues, or as the beginning of a
+/// new stream, which replaces the oldest one.
 fn note<'a>(slots: &'a mut [Option<Slot>; WAYS], miss: &Miss, now: &Now) -> Option<&'a mut Slot> {
     let profile = Key::new(miss.uid, miss.device);
     let (limits, pace, us) = (now.limits, now.pace(profile, miss.device), now.us);
@@ -299,7 +305,7 @@ fn note<'a>(slots: &'a mut [Option<Slot>; WAYS], miss: &Miss, now: &Now) -> Opti
     }))
 }
 
-/// Learn from a stream that ends.
+/// Updates the user's profile from a stream that ends.
 fn trust(slot: &Slot, limits: Limits) {
     let Some(used) = slot.stream.has_used_first_window().filter(|_| !slot.is_shared) else {
         return;
@@ -312,7 +318,7 @@ fn trust(slot: &Slot, limits: Limits) {
     });
 }
 
-/// A buf of the window with this tag could not be read.
+/// Handles a failed buf of a window. `tag`: the stream's slot and generation.
 pub fn failed(tag: usize) {
     let (at, generation) = (tag as u32 as usize, (tag >> 32) as u32);
     if let Some(set) = SETS.get().get(at / WAYS)
@@ -324,7 +330,8 @@ pub fn failed(tag: usize) {
 }
 
 impl Slot {
-    /// The pages to read now, and how far to go on while the block map is read.
+    /// The pages to read now, and the index up to which a speculative read may
+    /// go on.
     fn wants(&self, now: &Now) -> Option<(Range<u64>, u64)> {
         if self.reading || !latency::is_worth_hiding(self.device) {
             return None;
@@ -334,13 +341,14 @@ impl Slot {
         Some((range, self.stream.reach(self.file, now.room, pace, limits)))
     }
 
-    /// Whether there is anything for a thread to do.
+    /// Whether a thread has work with this stream.
     fn has_work(&self, now: &Now) -> bool {
         self.unmapped.is_some() || self.wants(now).is_some()
     }
 
-    /// Where the consumer is now: behind the last wired page. Gives how many
-    /// pages were looked up; `None`, and nothing done, if `most` are too few.
+    /// Looks for the consumer, which is behind the last wired page. Returns the
+    /// number of pages looked up; `None`, without a change, when `most` are too
+    /// few. Locks: object read.
     fn look(&mut self, seen: &Seen<'_>, now: &Now, most: u32) -> Option<u32> {
         let (front, end) = (self.stream.front(), self.stream.end());
         let mut looked = 0;
@@ -348,8 +356,9 @@ impl Slot {
             looked += 1;
             seen.is_wired(pindex)
         };
-        // What it has used last is still on its way to the socket: then it is
-        // near, unless that is another one's who has got no further.
+        // When the page before the front is still wired, the consumer is
+        // assumed to be near it. But a slower consumer of the file may have
+        // wired it, so every [`OTHERS`]th check searches the whole range.
         let looks = self.looks.wrapping_add(1);
         let near = is_wired(front.saturating_sub(1)) && !looks.is_multiple_of(OTHERS);
         let last = if near {
@@ -372,7 +381,7 @@ impl Slot {
         Some(looked)
     }
 
-    /// The consumer was seen to need page `front` next.
+    /// Records that the consumer needs page `front` next.
     fn has_moved(&mut self, front: u64, now: &Now) {
         let before = self.stream.unused();
         self.stream.seen(front, now.us, now.pace(self.profile, self.device), now.limits);
@@ -387,11 +396,11 @@ impl Slot {
     }
 }
 
-/// Pages within which a consumer is looked for that cannot be far.
+/// The search range for a consumer near the front, in pages.
 const NEAR: u64 = 512;
-/// One look in so many does not believe that.
+/// One check in this many does not assume that the consumer is near.
 const OTHERS: u8 = 8;
-/// Pages looked up at most to find where wired ones end.
+/// Page look-ups, at most, to find the end of a wired range.
 const FINE: u32 = 32;
 
 impl Work for Set {
@@ -399,17 +408,18 @@ impl Work for Set {
         &self.task
     }
 
-    /// Read what the set's streams want.
+    /// Reads the windows of the set's streams. Sleeps: yes.
     fn work(&self) {
         AT_WORK.enter(1);
-        // Either this thread sees that read-ahead stops, or stop()'s caller
-        // sees this thread.
+        // Pairs with stop(): either this thread sees STOPPED, or the caller of
+        // stop() sees this thread at work.
         fence(Ordering::SeqCst);
         for way in 0..WAYS {
             if STOPPED.load(Ordering::SeqCst) || !ENABLED.load(Ordering::Relaxed) {
                 break;
             }
-            // After a wait for the block map it wants something else.
+            // The consumer moved during the wait for the block map: choose the
+            // window anew.
             if self.serve(way, false) == Some(Why::Waited) {
                 self.serve(way, true);
             }
@@ -419,7 +429,8 @@ impl Work for Set {
 }
 
 impl Set {
-    /// Read what the stream in slot `way` wants. Gives why that was not all.
+    /// Reads the window of the stream in slot `way`. Returns the reason when it
+    /// was cut short. Sleeps: yes.
     fn serve(&self, way: usize, patient: bool) -> Option<Why> {
         let now = Now::new();
         let device = {
@@ -449,14 +460,15 @@ impl Set {
             let window = Window { pages, reach, tag, in_flight, patient, profile };
             self.has_read(way, generation, from, window::read(identity, &window))
         });
-        // Most likely the window has brought it.
+        // The window has most likely brought the map into memory.
         if let Some(page) = unmapped {
             window::look_up(identity, page);
         }
         why
     }
 
-    /// A window from page `from` on has been read. Gives why not all of it.
+    /// Records the outcome of a window that began with page `from`. Returns the
+    /// reason when it was cut short.
     fn has_read(&self, way: usize, generation: u32, from: u64, outcome: Outcome) -> Option<Why> {
         let Outcome { to, new, why } = outcome;
         stats::WINDOWS.add(1);
@@ -479,7 +491,7 @@ impl Set {
     }
 }
 
-/// Have the timer look at a set.
+/// Makes the timer check a set.
 fn look_at(index: usize) {
     if let Some(word) = LIVE.get(index / 64) {
         word.fetch_or(1 << (index % 64), Ordering::SeqCst);
@@ -493,12 +505,12 @@ fn arm() {
     }
 }
 
-/// One run of the timer.
+/// The state of one run of the timer.
 struct Run {
     now: Now,
-    /// What is left of [`BUDGET`].
+    /// The rest of [`BUDGET`].
     left: u32,
-    /// Whether a stream was looked at.
+    /// Whether the run has checked a stream.
     begun: bool,
     workers: Workers,
 }
@@ -508,15 +520,15 @@ impl Run {
         self.left = self.left.saturating_sub(cost);
     }
 
-    /// Pages that may be looked up for one stream: the first one is always
-    /// looked at.
+    /// Page look-ups allowed for the next stream. Unlimited for the first
+    /// stream of a run.
     fn most(&self) -> u32 {
         if self.begun { self.left } else { u32::MAX }
     }
 }
 
-/// The timer: look at the consumers of live streams, as many as [`BUDGET`]
-/// allows, from where it stopped the last time.
+/// The timer: checks the consumers of live streams, as far as [`BUDGET`]
+/// allows, from the slot where the last run stopped. Sleeps: no.
 fn tick() {
     if STOPPED.load(Ordering::SeqCst) {
         return;
@@ -536,7 +548,7 @@ fn tick() {
         ROUND_US.store(us, Ordering::Relaxed);
         visit(0..hand, &mut run)
     });
-    // When all were visited it begins with the first again.
+    // After a complete round, begin with the first slot again.
     HAND.store(stopped.unwrap_or(0) as u32, Ordering::Relaxed);
     ARMED.swap(false, Ordering::SeqCst);
     if LIVE.iter().any(|word| word.load(Ordering::SeqCst) != 0) {
@@ -557,8 +569,8 @@ fn next_live(index: usize) -> Option<usize> {
     None
 }
 
-/// Look at the streams of live sets in a range of slots. Gives the slot to go
-/// on with, if the budget was too small for them.
+/// Checks the streams of live sets in a range of slots. Returns the slot to
+/// continue with, when the budget was too small.
 fn visit(range: Range<usize>, run: &mut Run) -> Option<usize> {
     let mut at = range.start;
     while let Some(index) = next_live(at / WAYS) {
@@ -572,15 +584,16 @@ fn visit(range: Range<usize>, run: &mut Run) -> Option<usize> {
     None
 }
 
-/// Look at the consumers of some of a set's streams, and have read what they
-/// want. Gives the one to go on with, if the budget was too small for them.
+/// Checks the consumers of some of a set's streams, and enqueues the set when a
+/// stream wants a window. Returns the slot to continue with, when the budget
+/// was too small.
 fn look(set: &Set, ways: Range<usize>, run: &mut Run) -> Option<usize> {
     if run.left == 0 {
         return Some(ways.start);
     }
     let bit = 1 << (set.index % 64);
     let word = LIVE.get(set.index / 64)?;
-    // Clear before the look: a concurrent look_at() sets the bit again.
+    // Clear before the check: a concurrent look_at() sets the bit again.
     word.fetch_and(!bit, Ordering::AcqRel);
     run.spend(VISIT);
     let mut live = ways.len() < WAYS;
@@ -595,7 +608,8 @@ fn look(set: &Set, ways: Range<usize>, run: &mut Run) -> Option<usize> {
     stopped
 }
 
-/// See [`look`]. Gives whether a thread has something to do, too.
+/// The part of [`look`] under the set's lock. Also returns whether a thread has
+/// work.
 fn look_in(
     mut slots: Guard<'_, [Option<Slot>; WAYS]>,
     ways: Range<usize>,
@@ -614,7 +628,7 @@ fn look_in(
         }
         if slot.stream.is_followed() && latency::is_worth_hiding(slot.device) {
             let (identity, most) = (slot.identity, run.most());
-            // An object whose lock is taken is looked at the next time.
+            // If the object's lock is not free, the next run checks the stream.
             let looked = identity.look(|seen| seen.map(|seen| slot.look(seen, &run.now, most)));
             match looked {
                 Some(None) => {
@@ -623,7 +637,7 @@ fn look_in(
                     }
                     continue;
                 }
-                // Too many pages for what is left of the budget.
+                // The rest of the budget is too small for this stream's pages.
                 Some(Some(None)) => return (wants, Some(way)),
                 Some(Some(Some(pages))) => run.spend(pages),
                 None => {}

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! What was learnt of a user's streams on a device: their rate, how far a new
-//! one may be read at once, and how accurate speculation is.
+//! Profiles of a user's streams on a device: their rate, the size of the first
+//! window, and the accuracy of speculation.
 //!
-//! A profile belongs to a real uid and a device, so that no user's streams
-//! change how another user's begin. It is one word, read and changed in one
-//! piece. The table is direct mapped: a profile displaces the one in its
-//! place, which begins with the defaults when it is used again.
+//! A profile belongs to a real uid and a device, so no user's streams change
+//! how those of another user begin. It is one word, read and changed
+//! atomically. The table is direct-mapped: a new profile displaces the one in
+//! its place. A displaced profile starts again with the defaults.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// What was learnt.
+/// The profile of a user's streams on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
-    /// Pages a second of the streams seen last.
+    /// The rate of recent streams, in pages a second.
     pub rate: u32,
-    /// Pages that the first window of a stream may have: fewer after streams
-    /// that did not use theirs, more after those that did.
+    /// The largest first window of a stream, in pages. Halved after a stream
+    /// that did not use its first window, doubled after one that did.
     pub trust: u32,
-    /// How accurate speculative reads were lately: 0 to [`ACCURATE`].
+    /// The recent accuracy of speculative reads: 0 to [`ACCURATE`].
     pub accuracy: u8,
 }
 
@@ -29,12 +29,12 @@ const TRUST_BITS: u32 = 19;
 const ACCURACY_BITS: u32 = 2;
 const TAG_BITS: u32 = 64 - RATE_BITS - TRUST_BITS - ACCURACY_BITS;
 
-/// Profiles that are remembered.
+/// Profiles in the table.
 const PROFILES: usize = 1 << INDEX_BITS;
 const INDEX_BITS: u32 = 10;
 
-/// Where a profile is, and the tag that tells it from others in its place: 29
-/// bits of a hash.
+/// The index of a profile, and the tag (29 bits of a hash) that distinguishes
+/// it from others with the same index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     index: u16,
@@ -42,7 +42,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// The profile of a real uid's streams on a
+    /// The key of a real uid's streams on a
     /// [device](crate::kpi::vnode::Device::id).
     pub fn new(uid: u32, device: usize) -> Self {
         // The finalizer of splitmix64.
@@ -58,7 +58,7 @@ impl Key {
 }
 
 impl Profile {
-    /// Of a user and a device that nothing is known of: 128 MiB a second, and
+    /// The profile of an unknown user and device: 128 MiB a second, and first
     /// windows of any size.
     const NEW: Self = Self { rate: 32 << 10, trust: (1 << TRUST_BITS) - 1, accuracy: ACCURATE };
 
@@ -90,7 +90,7 @@ pub fn of(key: Key) -> Profile {
     Profile::unpack(word, key.tag)
 }
 
-/// Change a profile in one piece.
+/// Changes a profile atomically.
 pub fn learn(key: Key, change: impl Fn(Profile) -> Profile) {
     if let Some(word) = TABLE.get(usize::from(key.index)) {
         let change = |word| Some(change(Profile::unpack(word, key.tag)).pack(key.tag));
@@ -98,7 +98,7 @@ pub fn learn(key: Key, change: impl Fn(Profile) -> Profile) {
     }
 }
 
-/// Forget all profiles.
+/// Clears the table.
 pub fn forget() {
     TABLE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
 }
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(of(mine), Profile { rate: 5, trust: 6, accuracy: 1 });
         assert_eq!(of(theirs), Profile::NEW);
         assert_eq!(of(Key::new(1001, device + 448)), Profile::NEW);
-        // Another profile in the same place begins anew, and displaces it.
+        // Another profile in the same place starts anew and displaces this one.
         let other = Key { tag: mine.tag ^ 2, ..mine };
         assert_eq!(of(other), Profile::NEW);
         learn(other, |profile| Profile { rate: u32::MAX, trust: u32::MAX, ..profile });

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! Pages that are read before the block map tells where they are.
+//! Speculative reads: pages that are read before the block map tells where they
+//! are.
 //!
-//! FFS puts a file's first indirect block behind the blocks that are in the
-//! inode, and what it leads to behind that (ffs_blkpref_ufs1()). So, while
-//! that block is being read, what most likely are the pages behind it are read
-//! too, and a file costs one latency to begin with and not two.
+//! FFS allocates a file's first indirect block behind the file's direct blocks,
+//! and the blocks that it leads to behind it (ffs_blkpref_ufs1()). So while
+//! that block is being read, the pages that most likely follow it are read too.
+//! A file then starts with one latency instead of two.
 //!
-//! What was read counts only if the map then says the same. The vnode is
-//! locked from before the read until that is known, so that the map is true
-//! for all of this time. The pages were not there, so that the disk has their
-//! newest contents, and are busied, so that nobody writes to them. Where the
-//! map says something else they are freed, as invalid as they were.
+//! The pages become valid only if the block map confirms their place. The vnode
+//! is locked from before the read until then, so the map cannot change. The
+//! pages were absent, so the disk has their newest contents, and they are
+//! busied, so no thread writes to them. Pages in the wrong place are freed,
+//! still invalid.
 
 use core::{
     ops::Range,
@@ -38,10 +39,12 @@ pub static ENABLED: AtomicBool = AtomicBool::new(true);
 
 /// Bufs of a speculative read, at most.
 const BUFS: usize = 9;
-/// Pages of the first of them: the consumer may be there as soon as it is.
+/// Pages of the first buf, at most: a small buf comes back soon, and the
+/// consumer waits for it.
 const SOON: u64 = 64;
 
-/// Where the pages of a range are expected, and bufs that have been sent there.
+/// A speculative read: the expected place of a range of pages, and the bufs
+/// sent there.
 pub struct SpeculativeRead {
     pages: Range<u64>,
     blkno: i64,
@@ -49,7 +52,7 @@ pub struct SpeculativeRead {
     profile: Key,
 }
 
-/// A buf with so many pages from `pindex` on, which reads from `blkno`.
+/// A speculative buf: `pages` pages from `pindex` on, read from `blkno`.
 struct Part {
     buf: Claim<Context>,
     pindex: u64,
@@ -58,11 +61,14 @@ struct Part {
 }
 
 impl SpeculativeRead {
-    /// Have the block `map` of the block map read, on which the first page of
-    /// `range` hangs, and send bufs to where the pages most likely are, as long
-    /// as speculation is accurate, none has failed on the device, and the device
-    /// has less than `in_flight`. `None` when nothing can be said. May sleep for
-    /// a buffer.
+    /// Starts to read the block `map` of the block map, which leads to the
+    /// first page of `range`; then sends speculative bufs to the expected
+    /// place. The number of bufs depends on the profile's accuracy. None is
+    /// sent after one has failed on the device, or while the device has
+    /// `in_flight` transfers.
+    ///
+    /// `None` when there is no expected place, or when the block is in memory
+    /// by now. Locks: vnode. Sleeps: for a buffer or a bio.
     pub fn begin(
         place: &Place<'_>,
         map: &MapBlock,
@@ -80,7 +86,7 @@ impl SpeculativeRead {
             && ENABLED.load(Ordering::Relaxed)
             && latency::may_speculate(device.id(), || !device.verifies())
         {
-            // First: nothing can be told before it is there.
+            // Send the block first: only it can confirm the pages.
             if !place.vnode.read_block(map.lbn, map.blkno) {
                 return None;
             }
@@ -104,7 +110,8 @@ impl SpeculativeRead {
             }
             let (start, len) = (at.saturating_mul(PAGE), pages.saturating_mul(PAGE));
             let run = Run { start, len, blkno, behind: 0, ahead: 0 };
-            // What cannot be had is read when the map is there.
+            // On failure leave the range to the regular path, once the map is
+            // in memory.
             let Ok((there, loaded)) = load(place, run, tag) else { return };
             let new = loaded.as_ref().map_or(0, bufs::Buf::ahead);
             let pindex = at.saturating_add(u64::from(there));
@@ -120,14 +127,16 @@ impl SpeculativeRead {
         }
     }
 
-    /// Keep what the map, which is in memory now, says is right, when it is
-    /// there, and wait for the rest until it is gone. Gives the index behind
-    /// the last page that is right without a gap, and how many are right.
+    /// Checks the bufs against the block map, which is in memory now. Accepts
+    /// those in the right place as they come back; waits for the others and
+    /// frees their pages. Returns the index behind the contiguous correct
+    /// pages, and the number of correct pages. Sleeps: for wrong bufs.
     pub fn judge(mut self, place: &Place<'_>) -> (u64, u32) {
         let soon = self.pages.end.saturating_sub(self.pages.start).min(SOON) as u32;
         let begins = is_at(place, self.pages.start, soon, self.blkno);
         let (mut all, mut to, mut read) = (begins, self.pages.start, 0);
-        // Nobody waits for what is right because of what is wrong.
+        // Accept the correct bufs first, so that waiting for the wrong ones
+        // delays nothing.
         let mut wrong = [const { None }; BUFS];
         for (part, wrong) in self.parts.iter_mut().zip(&mut wrong) {
             let Some(Part { buf, pindex, pages, blkno }) = part.take() else { continue };
@@ -137,7 +146,7 @@ impl SpeculativeRead {
                 }
                 read += pages;
                 if all {
-                    // Pages between the bufs were there before.
+                    // Pages between two bufs existed before.
                     to = pindex.saturating_add(u64::from(pages));
                 }
             } else {
@@ -156,19 +165,20 @@ impl SpeculativeRead {
 }
 
 impl Drop for SpeculativeRead {
-    /// There is no map, and nothing is kept.
+    /// Without a block map no page is accepted.
     fn drop(&mut self) {
         self.parts.iter_mut().filter_map(Option::take).for_each(|part| discard(part.buf));
     }
 }
 
-/// Wait until a buf that has read the wrong place is back, and free its pages.
+/// Waits for a buf that has read the wrong place, and frees its pages. Sleeps:
+/// yes.
 fn discard(buf: Claim<Context>) {
     drop(bufs::claimed(buf.wait()));
 }
 
-/// Whether the block map has so many pages from `pindex` on at `blkno` and
-/// just behind it. May sleep, though the map is in memory most likely.
+/// Whether the block map has `pages` pages from `pindex` on contiguously at
+/// `blkno`. Sleeps: only when the map has left memory again.
 fn is_at(place: &Place<'_>, pindex: u64, pages: u32, mut blkno: i64) -> bool {
     let mut at = pindex.saturating_mul(PAGE);
     let end = at.saturating_add(u64::from(pages) * PAGE);
@@ -184,9 +194,9 @@ fn is_at(place: &Place<'_>, pindex: u64, pages: u32, mut blkno: i64) -> bool {
     true
 }
 
-/// Bufs that may be sent at this accuracy of speculation: none after a read
-/// that was wrong from its beginning until two in a row would have been right,
-/// and then a single small one.
+/// The number of bufs to send at an accuracy. After a read that was wrong from
+/// its first page none are sent, until two reads in a row would have been
+/// right. Then one small buf is sent.
 fn bufs(accuracy: u8) -> usize {
     match accuracy {
         0 | 1 => 0,
@@ -195,8 +205,8 @@ fn bufs(accuracy: u8) -> usize {
     }
 }
 
-/// The accuracy after a read whose first pages, and all of whose pages, were
-/// where they were expected, or not.
+/// The accuracy after a read. `begins`: its first pages were where expected;
+/// `all`: all of them were.
 fn accuracy(before: u8, begins: bool, all: bool) -> u8 {
     match (begins, all) {
         (true, true) => before.saturating_add(1).min(ACCURATE),

@@ -1,112 +1,115 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! One stream: where its consumer is, how far has been read, and how far to
-//! read. Pure, without the kernel.
+//! One stream: the position of its consumer, the end of what has been read, and
+//! the next window. Pure, without the kernel.
 //!
 //! All positions are page indices and all lengths are pages.
 
 use crate::pager::request::Ask;
 
-/// Bounds of a window.
+/// Bounds of a window, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// What a stream begins with when nothing is known.
+    /// The first window of a stream without a profile.
     pub initial: u32,
-    /// What no window passes.
+    /// The largest window.
     pub max: u32,
-    /// What one buf holds (maxphys): windows grow by as much.
+    /// Pages in one buf (maxphys), the step by which windows grow.
     pub chunk: u32,
 }
 
-/// What the world is like.
+/// The speed of the device and of the user's streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// Microseconds that the device takes.
+    /// The device's latency, in microseconds.
     pub latency_us: u32,
-    /// Pages a second, for a stream that is not measured yet.
+    /// The rate assumed for a stream without a measured one, in pages a second.
     pub rate: u32,
-    /// How far a stream that nothing is known of may be read at once.
+    /// The largest first window that the profile allows.
     pub trust: u32,
-    /// Microseconds between two looks at a consumer.
+    /// Microseconds between two checks of a consumer.
     pub poll_us: u32,
 }
 
 /// How a miss fits a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// It is somewhere else.
+    /// The miss is outside the stream.
     No,
-    /// It is a part of the call that the last one was a part of.
+    /// The miss belongs to the same call as the last one.
     Same,
-    /// The consumer has used up what was read.
+    /// The consumer has used all pages that were read.
     RanOut,
-    /// It is in the gap that was left for the consumer to ask for.
+    /// The miss is in the gap that was left for the consumer to request.
     Gap,
-    /// Pages had been read, or were about to be, and are not there.
+    /// The pages had been read, or were about to be, and are gone.
     Lost,
 }
 
-/// A consumer that may be going through a file.
+/// A consumer that may be reading a file sequentially.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
-    /// The page that it began with.
+    /// The first page of the stream.
     origin: u64,
     /// The page that the consumer needs next.
     front: u64,
-    /// Every page before this one was asked for or read ahead.
+    /// Every page before this one was requested or read ahead.
     end: u64,
-    /// So far a caller has said that it will go.
+    /// The end of the range that the caller has wished for.
     wanted: u64,
-    /// The last window has left these out for the consumer to ask for.
+    /// The gap that the last window has left for the consumer to request.
     gap: u64,
     gap_end: u64,
-    /// The consumer has asked for the first of them: the others may come with
-    /// those, since it has to wait anyway.
+    /// The consumer has requested the first pages of the gap. The others can be
+    /// read with them, since the consumer has to wait anyway.
     gap_asked: bool,
-    /// Where the call began that the last miss was a part of, and the time of
-    /// that miss.
+    /// The first page of the call that the last miss belongs to, and the time
+    /// of that miss.
     call: u64,
     asked_us: u64,
-    /// The most pages that the consumer has asked for in one call.
+    /// The largest number of pages that the consumer has requested in one call.
     reach: u32,
-    /// The window that it began with.
+    /// The stream's first window.
     first_window: u32,
-    /// How far before the consumer to read at most.
+    /// The window: pages to read ahead of the consumer, at most.
     window: u32,
     /// Pages used since the window grew.
     used: u32,
-    /// Pages of windows that the consumer has not come to yet.
+    /// Window pages that the consumer has not reached yet.
     unused: u32,
-    /// Pages a second; 0 if unknown.
+    /// The measured rate in pages a second; 0 if unknown.
     rate: u32,
-    /// Up to here the window has grown for being too small.
+    /// Misses before this page do not grow the window again.
     grown_at: u64,
-    /// Its caller wants as much as a wish can say: sendfile(2) cuts it off at
-    /// maxphys.
+    /// A caller has wished for as much as possible: sendfile(2) limits its wish
+    /// to maxphys.
     wants_all: bool,
-    /// Whether it was trusted to go on for as long as nothing speaks against it.
+    /// The stream is trusted to continue, until a miss shows otherwise.
     trusted: bool,
-    /// Whether it has gone on from one place to the next, or is meant to.
+    /// Read-ahead follows the stream: it has continued once, or its caller
+    /// wishes for much.
     following: bool,
-    /// Whether it has gone on from one call to the next, or is trusted.
+    /// The stream has continued from one call to the next, or is trusted. Only
+    /// then is it read ahead beyond the caller's wish.
     sure: bool,
     /// The consumer waits for the block map, and then for its data.
     unmapped: bool,
-    /// When the front last moved, in microseconds.
+    /// The time when the front last moved, in microseconds.
     moved_us: u64,
-    /// When a window was last read.
+    /// The time when a window was last read.
     read_us: u64,
-    /// When the rate was last measured, and where the front was.
+    /// The time of the last rate measurement, and the front at that time.
     rated_us: u64,
     rated_at: u64,
-    /// The consumer waits for a disk: how long says nothing about its rate.
+    /// The consumer waits for a disk: that time must not count in its rate.
     stalled: bool,
 }
 
-/// From so many pages on that a caller wants or has had, a file's beginning is
-/// the beginning of a stream.
+/// A stream that begins with page 0 is trusted from this many pages on,
+/// requested and wished for. A wish for this many makes read-ahead follow a
+/// stream.
 const WHOLE: u64 = 64;
 
-/// Whether what a caller wants next is worth a window.
+/// Whether the caller's wish is large enough for a window.
 fn wants_much(ask: Ask) -> bool {
     u64::from(ask.wish) >= WHOLE
 }
@@ -115,33 +118,35 @@ fn wants_all(ask: Ask, limits: Limits) -> bool {
     ask.wish >= limits.chunk
 }
 
-/// Misses in so short a time are of one call, which asks once for each extent.
+/// Misses within this time belong to one call, which misses once for each
+/// extent. Microseconds.
 const CALL_US: u64 = 2_000;
-/// The time over which a rate is measured: over less, it is one of bursts.
+/// The shortest time over which a rate is measured; a shorter one would measure
+/// bursts. Microseconds.
 const RATE_US: u64 = 16_000;
-/// Pages between two places looked at: no socket buffer in use is smaller.
+/// The smallest distance between two pages that are checked: no socket buffer
+/// in use is smaller.
 const STEP: u64 = 8;
-/// Steps are longer far from where the consumer was, by this part of the way.
+/// Far from the last known front, a step is this part of the distance.
 const SPREAD: u64 = 64;
 
-/// Pages from a place `far` pages before the consumer to the next one to be
-/// looked at.
+/// The step to the next page to check, `far` pages after the last known front.
 pub fn step(far: u64) -> u64 {
     STEP.max(far / SPREAD)
 }
 
-/// Where to look for a consumer that needed `front` last, up to `end`: a few
-/// hundred places at most, however far that is.
+/// The pages to check for a consumer between its last known `front` and `end`:
+/// at most a few hundred, however long the range.
 pub fn places(front: u64, end: u64) -> impl Iterator<Item = u64> {
     let next = move |at: &u64| Some(at.saturating_add(step(at.saturating_sub(front))));
     core::iter::successors(Some(front), next).take_while(move |at| *at < end)
 }
 
-/// Where the wired pages end that begin with `last`, at most at `end`: a call
-/// of sendfile(2) wires all of its pages. Looks at few of them: in growing
-/// steps first, and then in halves of the last one.
+/// The end of the wired range that begins with `last`, at most `end`. A call of
+/// sendfile(2) wires all of its pages, so few checks suffice: with doubling
+/// steps first, then a binary search in the last step.
 pub fn end_of_wired(last: u64, end: u64, mut is_wired: impl FnMut(u64) -> bool) -> u64 {
-    // `low` is wired, and `high` is not, or is the end.
+    // `low` is wired; `high` is not, or is the end.
     let (mut low, mut high, mut step) = (last, end.max(last.saturating_add(1)), 1);
     while high - low > step {
         if !is_wired(low + step) {
@@ -163,7 +168,7 @@ pub fn end_of_wired(last: u64, end: u64, mut is_wired: impl FnMut(u64) -> bool) 
 }
 
 impl Stream {
-    /// A stream that begins with a miss.
+    /// Begins a stream with a miss.
     pub fn begin(ask: Ask, now_us: u64, pace: Pace, limits: Limits) -> Self {
         let front = ask.end();
         let mut stream = Self {
@@ -198,9 +203,10 @@ impl Stream {
         stream
     }
 
-    /// Who goes so far from a file's beginning is trusted to go on, and so is,
-    /// anywhere, who wants as much as can be wanted, or has come as far as a
-    /// first window.
+    /// Trusts the stream to continue, and gives it a first window, when one of
+    /// these holds: it begins with page 0 and is [`WHOLE`] pages long, wishes
+    /// included; its caller wishes for as much as possible; it has come as far
+    /// as the initial window.
     fn trust(&mut self, pace: Pace, limits: Limits) {
         let begins = self.origin == 0 && self.wanted >= WHOLE;
         let came = self.front.saturating_sub(self.origin) >= u64::from(limits.initial);
@@ -214,27 +220,27 @@ impl Stream {
         (self.trusted, self.following, self.sure) = (true, true, true);
     }
 
-    /// The page that the consumer needs next, as far as is known.
+    /// The page that the consumer needs next, as far as known.
     pub fn front(&self) -> u64 {
         self.front
     }
 
-    /// The page behind the last one read or asked for.
+    /// The page behind the last one read or requested.
     pub fn end(&self) -> u64 {
         self.end
     }
 
-    /// Pages a second; 0 if unknown.
+    /// The measured rate in pages a second; 0 if unknown.
     pub fn rate(&self) -> u32 {
         self.rate
     }
 
-    /// Pages of windows that the consumer has not come to yet.
+    /// Window pages that the consumer has not reached yet.
     pub fn unused(&self) -> u32 {
         self.unused
     }
 
-    /// Microseconds in which the front has not moved.
+    /// Microseconds since the front last moved.
     pub fn idle_us(&self, now_us: u64) -> u64 {
         now_us.saturating_sub(self.moved_us)
     }
@@ -244,11 +250,11 @@ impl Stream {
         self.following
     }
 
-    /// A miss of the same file.
+    /// Handles a miss of the same file.
     pub fn missed(&mut self, ask: Ask, now_us: u64, pace: Pace, limits: Limits) -> Fit {
-        // A call that goes on in the middle of a page needs that page again,
-        // and it wires all its pages, where it may have been seen, before it
-        // asks for them.
+        // A call that begins in the middle of a page needs that page again. And
+        // a call wires all its pages before it misses them, so the front may be
+        // beyond the miss.
         let back = self.front.saturating_sub(u64::from(self.reach.max(1)));
         let in_gap = (self.gap..self.gap_end).contains(&ask.first);
         if !in_gap && (ask.first < back || ask.first > self.end) {
@@ -264,7 +270,8 @@ impl Stream {
         let reach = front.saturating_sub(self.call).min(u64::from(u32::MAX));
         self.reach = self.reach.max(reach as u32);
         let fit = if ask.first < self.gap_end {
-            // It got here before its window could have: that was too small.
+            // The consumer got here before its window could have: the window
+            // was too small.
             if ask.first >= self.grown_at {
                 self.grow(limits);
                 self.grown_at = self.gap_end;
@@ -281,8 +288,8 @@ impl Stream {
             self.end = front;
             Fit::Lost
         } else {
-            // What has only just shown that it goes on begins with little:
-            // one in so many random accesses looks the same.
+            // A stream that has only just continued starts with a small window:
+            // random access looks like this at times.
             if !self.sure {
                 self.window = self.reach.saturating_add(ask.ahead);
             }
@@ -299,7 +306,7 @@ impl Stream {
         fit
     }
 
-    /// The consumer was seen to need `front` next.
+    /// Records that the consumer needs `front` next.
     pub fn seen(&mut self, front: u64, now_us: u64, pace: Pace, limits: Limits) {
         self.moved(front, now_us, limits);
         self.trust(pace, limits);
@@ -339,14 +346,14 @@ impl Stream {
         self.used = 0;
     }
 
-    /// Whether the consumer has gone on past the window that it was trusted
-    /// with; `None` for a stream that has not been.
+    /// Whether the consumer has gone past its first window. `None` for a stream
+    /// that was never trusted.
     pub fn has_used_first_window(&self) -> Option<bool> {
         let came = self.front.saturating_sub(self.origin);
         self.trusted.then_some(came > u64::from(self.first_window))
     }
 
-    /// How far it may be read at all, in a file of `pages`.
+    /// The index up to which the stream may be read, in a file of `pages`.
     fn goal(&self, pages: u64) -> u64 {
         match (self.following, self.sure) {
             (false, _) => 0,
@@ -355,25 +362,25 @@ impl Stream {
         }
     }
 
-    /// Whether there is anything left of a file of `pages` to be read.
+    /// Whether a part of a file of `pages` is left to read.
     pub fn goes_on(&self, pages: u64) -> bool {
         self.end < self.goal(pages)
     }
 
-    /// The pages to read now, of a file of `pages`, when at most `room` may
-    /// lie before the consumer.
+    /// The pages to read now, in a file of `pages`. `room`: pages that may lie
+    /// ahead of the consumer.
     ///
-    /// A consumer that will be at the window's beginning before the device
-    /// has brought it would have to wait there, since pages in flight are
-    /// busied. So a gap is left, which the consumer asks for itself without
-    /// waiting: more than its socket takes at once. Once it has asked, what
-    /// is left of the gap is read, which comes with what it has asked for.
+    /// A consumer that reaches the window before the device has read it would
+    /// have to wait there, since pages in flight are busied. So the window
+    /// leaves a gap, which the consumer requests itself: more pages than its
+    /// socket takes at once. Once the consumer has requested some of them, the
+    /// rest of the gap is read.
     ///
-    /// What is read in one go is bounded by what the consumer uses in the
-    /// time since the last one, so that its own requests do not stand in a
-    /// queue behind windows, nor its threads behind those that complete them:
-    /// by twice as much when it is about to come too soon, else by a quarter
-    /// more. What was not read for a long time is not made up for at once.
+    /// One read is limited to the pages that the consumer uses in the time
+    /// since the last read, and a quarter more; twice as much when the consumer
+    /// is about to catch up. Otherwise its own requests would queue behind
+    /// windows, and its threads behind the threads that complete them. The time
+    /// counts only up to a limit, so a long pause is not made up for at once.
     pub fn want(
         &self,
         pages: u64,
@@ -401,12 +408,13 @@ impl Stream {
         let uses = |us: u64| u64::from(rate).saturating_mul(us) / 1_000_000;
         let latency_us = u64::from(pace.latency_us);
         let soon = uses(latency_us);
-        // One that waits for a disk itself gets its data first, and the window
-        // as much later as it is sent later, and a little for being moved.
+        // A consumer that waits for a disk gets its own data first. The window
+        // comes later by the time between the two requests, and by a little for
+        // its length.
         let asked_us = now_us.saturating_sub(self.asked_us);
         let after_us = if self.stalled { asked_us + latency_us / 64 } else { latency_us };
-        // One gap before it keeps the consumer long enough.
-        // One that waits for the block map gets its data with the window.
+        // One gap ahead of the consumer delays it long enough. A consumer that
+        // waits for the block map gets its data with the window.
         let early = lead < uses(after_us.min(latency_us));
         let late = early && self.gap_end <= self.front && !self.unmapped;
         let gap = if late { u64::from(self.reach).saturating_mul(2) } else { 0 };
@@ -420,10 +428,11 @@ impl Stream {
         (start < end).then_some(start..end)
     }
 
-    /// How far it may be read, in a file of `pages`, while a thread waits for
-    /// the block map: until that is over nothing else of it is, and what is
-    /// read then takes as long again. No more, since what the consumer itself
-    /// has asked for may get behind it.
+    /// The index up to which the stream may be read, in a file of `pages`,
+    /// while a thread waits for the block map. Nothing else of the stream is
+    /// read until that wait is over, and the next read takes as long again: so
+    /// one and a half latencies, and one buf. Not more, since the consumer's
+    /// own requests may queue behind it.
     pub fn reach(&self, pages: u64, room: u32, pace: Pace, limits: Limits) -> u64 {
         let rate = u64::from(self.rate_or(pace));
         let soon = rate.saturating_mul(u64::from(pace.latency_us)).saturating_mul(3) / 2_000_000;
@@ -431,7 +440,7 @@ impl Stream {
         self.front.saturating_add(most).min(self.goal(pages))
     }
 
-    /// Pages to have before the consumer.
+    /// Pages to have ahead of the consumer.
     fn target(&self, room: u32, pace: Pace, limits: Limits) -> u64 {
         let hidden = hidden(self.rate_or(pace), pace).saturating_add(limits.chunk);
         u64::from(hidden.min(self.window).min(limits.max).min(room))
@@ -441,16 +450,17 @@ impl Stream {
         if self.rate > 0 { self.rate } else { pace.rate }
     }
 
-    /// The pages of `range` are about to be read; those left out before it
-    /// are the consumer's to ask for.
+    /// Records that `range` is about to be read. The pages skipped before it
+    /// become the gap.
     pub fn reading(&mut self, range: &core::ops::Range<u64>) {
         if range.start >= self.gap_end && range.start > self.end {
             (self.gap, self.gap_end, self.gap_asked) = (self.end, range.start, false);
         }
     }
 
-    /// The pages of `range` are there or on their way, `new` of them for this
-    /// stream; none of what it said to [`Stream::reading`] if it is empty.
+    /// Records that `range` is valid or in flight; `new`: pages read for this
+    /// stream. An empty range cancels the gap that [`Stream::reading`]
+    /// recorded, unless the consumer has requested it.
     pub fn read(&mut self, range: core::ops::Range<u64>, new: u32, now_us: u64) {
         if range.is_empty() {
             if !self.gap_asked && range.start == self.gap_end {
@@ -466,14 +476,14 @@ impl Stream {
         self.end = self.end.max(range.end);
     }
 
-    /// Read no more until the stream shows again that it is one.
+    /// Stops read-ahead until the stream continues again.
     pub fn halt(&mut self) {
         (self.following, self.sure) = (false, false);
     }
 }
 
-/// Pages to have ready for a consumer of this rate not to feel the device:
-/// what it uses in two and a half times the latency.
+/// Pages that hide the device's latency from a consumer of this rate: those
+/// that it uses in two and a half latencies.
 fn hidden(rate: u32, pace: Pace) -> u32 {
     let pages = u64::from(rate) * u64::from(pace.latency_us) * 5 / 2_000_000;
     pages.min(u64::from(u32::MAX)) as u32
@@ -488,7 +498,7 @@ mod tests {
     const LIMITS: Limits = Limits { initial: 512, max: 4096, chunk: 256 };
     const SLOW: Pace = Pace { latency_us: 30_000, rate: 3_000, trust: 4096, poll_us: 2_000 };
     const FILE: u64 = 100_000;
-    /// When the first call is long over.
+    /// A time when the first call is long over. Microseconds.
     const LATER: u64 = 40_000;
 
     fn ask(first: u64, count: u32, ahead: u32) -> Ask {
@@ -496,7 +506,7 @@ mod tests {
     }
 
     impl Stream {
-        /// A window from its beginning to its end.
+        /// Reads a window completely.
         fn has_read(&mut self, range: core::ops::Range<u64>, new: u32, now: u64) {
             self.reading(&range);
             self.read(range, new, now);
@@ -511,8 +521,8 @@ mod tests {
     #[test]
     fn a_beginning_is_followed_and_a_small_one_is_not() {
         let stream = whole(SLOW.rate);
-        // 30 ms at 3,000 pages a second, two and a half times, and a buf,
-        // of which one buf is read now.
+        // 30 ms at 3,000 pages a second, two and a half times, and a buf. One
+        // buf of it is read now.
         let want = stream.want(FILE, 9999, 0, SLOW, LIMITS);
         assert_eq!(want, Some(256..512));
         let small = Stream::begin(ask(0, 16, 0), 0, SLOW, LIMITS);
@@ -525,7 +535,7 @@ mod tests {
         let pace = Pace { rate: 30_000, ..SLOW };
         let mut now = 0;
         while let Some(want) = stream.want(FILE, 9999, now, pace, LIMITS) {
-            // Twice the rate at the most, and no long time at once.
+            // At most twice the rate, and no long pause made up for at once.
             let most =
                 (30_000 * u64::from(pace.latency_us / 4 + 4 * pace.poll_us) / 500_000).max(256);
             assert!(want.end - want.start <= most, "{want:?}");
@@ -555,7 +565,7 @@ mod tests {
         for pages in [512, 4096, 16384, 1 << 18] {
             let all: Vec<_> = places(5, 5 + pages).collect();
             assert!(all.len() <= 1000, "{} of {pages}", all.len());
-            // What is wired there is not stepped over, if it is a 64th of the way.
+            // A wired range of a 64th of the distance is not stepped over.
             assert!(all.windows(2).all(|p| p[1] - p[0] <= ((p[0] - 5) / 64).max(8)));
             assert!(pages + 5 - all.last().unwrap() <= (pages / 64).max(8));
         }
@@ -565,14 +575,14 @@ mod tests {
     fn waiting_for_a_disk_is_no_rate() {
         let mut stream = whole(SLOW.rate);
         stream.has_read(256..4000, 3744, 0);
-        // The first data have come after 30 ms.
+        // The first data come after 30 ms.
         stream.seen(40, 30_000, SLOW, LIMITS);
         assert_eq!(stream.rate(), 0);
         stream.seen(440, 40_000, SLOW, LIMITS);
         assert_eq!(stream.rate(), 0);
         stream.seen(840, 50_000, SLOW, LIMITS);
         assert_eq!(stream.rate(), 40_000);
-        // A slow consumer is believed after a while.
+        // The rate of a slow consumer is accepted after a while.
         (0..80).for_each(|i| stream.seen(841 + i, 60_000 + i * 20_000, SLOW, LIMITS));
         assert!(stream.rate() < 200, "{}", stream.rate());
     }
@@ -612,7 +622,7 @@ mod tests {
             assert_eq!((fit, stream.is_followed()), (Fit::Same, false));
         }
         assert_eq!((stream.front(), stream.end(), stream.reach), (5064, 5064, 64));
-        // what goes on with it in another one is,
+        // a continuation in another call is,
         assert_eq!(stream.missed(ask(5064, 16, 0), LATER, SLOW, LIMITS), Fit::RanOut);
         assert_eq!(stream.window, 128);
         // and so is a call from a file's beginning that goes so far.
@@ -630,7 +640,7 @@ mod tests {
         let mut stream = Stream::begin(far, 0, SLOW, LIMITS);
         let mut now = 0;
         while let Some(want) = stream.want(FILE, 9999, now, SLOW, LIMITS) {
-            // It waits for the block map: no gap is left.
+            // The consumer waits for the block map: no gap is left.
             assert_eq!(want.start, stream.end());
             stream.has_read(want, 0, now);
             now += 2_000;
@@ -643,7 +653,7 @@ mod tests {
             now += 2_000;
         }
         assert!((5250..=5256).contains(&stream.end()), "{}", stream.end());
-        // Once it has gone on, it is followed.
+        // Once it has continued, it is followed.
         let at = stream.end();
         assert_eq!(stream.missed(ask(at, 64, 64), now + LATER, SLOW, LIMITS), Fit::RanOut);
         assert!(stream.want(FILE, 9999, now + LATER, SLOW, LIMITS).is_some());
@@ -668,7 +678,7 @@ mod tests {
         assert_eq!(stream.missed(ask(320, 64, 0), 2 * LATER, SLOW, LIMITS), Fit::Same);
         assert_eq!((stream.window, stream.front()), (before.window, 384));
         assert_eq!(stream.missed(ask(300, 16, 0), 3 * LATER, SLOW, LIMITS), Fit::No);
-        // A long call is seen at its end before it asks for a gap in its middle.
+        // A long call is seen at its end before it misses a gap in its middle.
         stream.has_read(500..900, 400, 3 * LATER);
         stream.seen(800, 3 * LATER, SLOW, LIMITS);
         assert_eq!(stream.missed(ask(390, 16, 0), 3 * LATER, SLOW, LIMITS), Fit::Gap);
@@ -693,23 +703,23 @@ mod tests {
     fn a_gap_is_left_for_a_consumer_that_comes_too_soon() {
         let mut stream = whole(30_000);
         let pace = Pace { rate: 30_000, ..SLOW };
-        // A buf at first, and more as time goes on.
+        // One buf at first, and more as time goes on.
         let first = stream.want(FILE, 9999, 0, pace, LIMITS).unwrap();
         assert_eq!(first.end - first.start, 256);
         let want = stream.want(FILE, 9999, 40_000, pace, LIMITS).unwrap();
         assert_eq!(want.start, 256 + 32);
         stream.has_read(want.clone(), (want.end - want.start) as u32, 0);
-        // The consumer asks for the gap, in as many calls as it likes.
+        // The consumer requests the gap, in any number of calls.
         let before = stream;
         assert_eq!(stream.missed(ask(256, 20, 0), LATER, pace, LIMITS), Fit::Gap);
-        // What is left of it comes with the first.
+        // The rest of the gap is read with the first request.
         assert_eq!(stream.want(FILE, 9999, LATER, pace, LIMITS), Some(276..288));
         let mut other = stream;
         other.has_read(276..288, 12, LATER);
         assert!(other.want(FILE, 9999, LATER, pace, LIMITS).is_none_or(|w| w.start == other.end()));
         assert_eq!(stream.missed(ask(276, 12, 0), LATER, pace, LIMITS), Fit::Gap);
         assert_eq!((stream.window, stream.end()), ((before.window * 2).min(LIMITS.max), want.end));
-        // With enough before it, it finds the next window ready.
+        // With enough pages ahead, it finds the next window ready.
         let lead = want.end - stream.front();
         assert!(lead >= 900, "{lead}");
         let pace = Pace { latency_us: 20_000, ..pace };
@@ -729,15 +739,15 @@ mod tests {
         stream.read(want.clone(), (want.end - want.start) as u32, LATER);
         assert_eq!(stream.want(FILE, 9999, LATER, pace, LIMITS), Some(276..288));
         assert_eq!(stream.end(), want.end);
-        // Nor does it matter that there was no window after all.
+        // The same holds when there was no window after all,
         failed.read(288..288, 0, LATER);
         assert_eq!(failed.want(FILE, 9999, LATER, pace, LIMITS), Some(276..288));
-        // Nor does a later window without one take it away.
+        // and a later window without one does not remove the gap.
         let mut later = stream;
         later.reading(&(later.end()..later.end() + 9));
         later.read(later.end()..later.end(), 0, LATER);
         assert_eq!((later.gap, later.gap_end), (276, 288));
-        // Without that the gap is none any more, and another one is left.
+        // Without a request the gap is cancelled, and left again.
         let mut stream = whole(30_000);
         stream.reading(&want);
         stream.read(288..288, 0, LATER);
@@ -759,7 +769,8 @@ mod tests {
         let pace = Pace { rate: 30_000, ..SLOW };
         let mut stream = whole(30_000);
         let at = stream.end();
-        // What it waits for keeps it for 8 ms: a window sent at once is there,
+        // The 240 pages of its own request last 8 ms: a window sent at once is
+        // ready,
         assert_eq!(stream.missed(ask(at, 16, 240), LATER, pace, LIMITS), Fit::RanOut);
         let want = |us| stream.want(FILE, 9999, LATER + us, pace, LIMITS).unwrap();
         assert_eq!(want(500).start, stream.end());
@@ -811,8 +822,8 @@ mod tests {
     }
 
     proptest! {
-        /// A consumer that goes on steadily: what is read lies before it,
-        /// never further than max and a step, and in one piece.
+        /// A steady consumer: windows lie ahead of it, contiguous, and never
+        /// further than max and a step.
         #[test]
         fn windows_are_contiguous_and_bounded(
             steps in prop::collection::vec((1u64..600, 500u64..20_000), 1..200),
@@ -831,7 +842,7 @@ mod tests {
                     let far = u64::from(LIMITS.max.min(room) + LIMITS.chunk);
                     prop_assert!(want.end <= stream.front() + far);
                     let new = (want.end - want.start) as u32;
-                    // Twice of what it uses in the longest pause that counts.
+                    // Twice the use in the longest pause that counts.
                     let rate = if stream.rate() > 0 { stream.rate() } else { pace.rate };
                     let pause_us = u64::from(latency_us / 4 + 4 * pace.poll_us);
                     let most = u64::from(rate) * pause_us / 500_000;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! A window: pages of a file that nobody has asked for yet, on their way.
+//! A window: pages of a file that are read ahead of any request.
 
 use core::ops::Range;
 
@@ -18,39 +18,41 @@ use crate::{
     stats,
 };
 
-/// A window that is to be read.
+/// A window to read.
 pub struct Window {
-    /// Its pages.
+    /// The window's pages.
     pub pages: Range<u64>,
-    /// How far to go on where it can be read together with the block map.
+    /// The index up to which a speculative read may go, while the block map is
+    /// read.
     pub reach: u64,
-    /// Names its stream to whoever has to do with a buf of it.
+    /// The stream's tag, which its bufs carry.
     pub tag: usize,
-    /// Bufs that the device may have.
+    /// Transfers in flight at the device from which on the window is cut short.
     pub in_flight: u32,
-    /// Whether it is still to be read after a wait for the block map, when
-    /// its consumer has gone on.
+    /// Whether to read the window even after a wait for the block map, although
+    /// the consumer has moved meanwhile.
     pub patient: bool,
-    /// The user and device that it is read for.
+    /// The profile of the window's user and device.
     pub profile: Key,
 }
 
-/// What has become of a window.
+/// The outcome of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// The index behind the last page dealt with.
+    /// The index behind the last page that is valid, in flight or skipped as a
+    /// hole.
     pub to: u64,
-    /// Pages on their way that were not there.
+    /// Pages that the window has allocated and sent.
     pub new: u32,
-    /// Why `to` is not the window's end.
+    /// The reason when the window was cut short.
     pub why: Option<Why>,
 }
 
-/// Read the pages of a window that are not there, in as few bufs as the disk's
-/// layout allows.
+/// Reads the absent pages of a window, in as few bufs as the disk's layout
+/// allows.
 ///
-/// Called in a thread that may sleep: for the block map, and for what was
-/// read together with it and turns out to be wrong.
+/// Sleeps: for the block map, for a bio, and for speculative reads that prove
+/// wrong.
 pub fn read(identity: Identity, window: &Window) -> Outcome {
     let mut outcome = Outcome { to: window.pages.start, new: 0, why: None };
     let walked = within(identity, |place| walk(place, window, &mut outcome));
@@ -58,18 +60,19 @@ pub fn read(identity: Identity, window: &Window) -> Outcome {
     outcome
 }
 
-/// Bring the block map of a page into memory. May sleep.
+/// Brings the block map of a page into memory. Sleeps: yes.
 pub fn look_up(identity: Identity, page: u64) {
-    // Whoever needs it finds out by himself why it is not there.
+    // Ignore errors: the request that needs the map gets its own.
     let _ = within(identity, |place| bring(place, page));
 }
 
-/// Hold and lock a file while `f` runs, if that is possible at once.
+/// Calls `f` with the file held and locked shared, if the lock is free. Errors:
+/// [`Why::Gone`], [`Why::Locked`].
 fn within<T>(identity: Identity, f: impl FnOnce(&Place<'_>) -> T) -> Result<T, Why> {
     let held = identity.hold().ok_or(Why::Gone)?;
     let locked = held.try_lock().ok_or(Why::Locked)?;
     let vnode = locked.vnode();
-    // The same addresses may be another filesystem's file by now.
+    // The same addresses may belong to another file by now.
     if vnode.is_doomed() || !identity.is_of(vnode) {
         return Err(Why::Gone);
     }
@@ -113,7 +116,7 @@ fn walk(place: &Place<'_>, window: &Window, outcome: &mut Outcome) -> Result<(),
             return Err(Why::Waited);
         }
         match step {
-            // sendfile(2) finds out about a hole without the disk.
+            // Skip a hole: sendfile(2) reads it without the disk.
             Step::Zero(len) => outcome.to = position.saturating_add(len).div_ceil(PAGE),
             Step::Read(run) => {
                 let (there, new) = send(place, run, tag)?;
@@ -126,19 +129,20 @@ fn walk(place: &Place<'_>, window: &Window, outcome: &mut Outcome) -> Result<(),
     Ok(())
 }
 
-/// Bring the block map of a page that will be needed soon into memory.
+/// Brings the block map of a page that will be needed soon into memory. Sleeps:
+/// yes.
 fn bring(place: &Place<'_>, page: u64) {
     let lbn = place.lbn(page.min(place.file.pages.saturating_sub(1)));
     if place.fs.must_read_map(place.vnode, lbn) {
         stats::MAPS_AHEAD.add(1);
-        // What it says is asked for again when it is needed.
+        // Ignore the answer: a later call asks again.
         let _ = place.vnode.bmap(lbn);
     }
 }
 
-/// Send one buf with what of `run` is not there yet. Gives the pages that are
-/// there already, and those behind them that are on their way; at least one of
-/// both.
+/// Sends one buf with the absent pages of `run`. Returns the number of pages
+/// that exist already, and of those behind them that are now in flight; at
+/// least one in all.
 fn send(place: &Place<'_>, run: Run, tag: usize) -> Result<(u32, u32), Why> {
     let (there, Some(buf)) = load(place, run, tag)? else { return Ok((run.pages(), 0)) };
     let new = buf.ahead();

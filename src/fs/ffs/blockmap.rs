@@ -1,41 +1,41 @@
 // SPDX-License-Identifier: BSD-2-Clause
-//! The arithmetic of a file's block map (ufs/ufs/ufs_bmap.c, inode(5)): pure,
+//! The arithmetic of a file's block map (ufs/ufs/ufs_bmap.c, inode(5)). Pure,
 //! without the kernel.
 //!
-//! The first [`DIRECT`] blocks of a file are in the inode; the rest hang on
-//! one, two or three levels of indirect blocks. An indirect block has a
-//! negative number: minus that of the first block it leads to, and one less
-//! for each level below it.
+//! The inode points to the first [`DIRECT`] blocks of a file. One, two or three
+//! levels of indirect blocks lead to the rest. An indirect block has a negative
+//! number: minus the number of the first block it leads to, and one less for
+//! each level below it.
 
 use crate::kpi::vnode::Extent;
 
-/// Blocks whose places are in the inode.
+/// Direct blocks: those to which the inode points.
 pub const DIRECT: u64 = 12;
 /// Levels of indirect blocks, at most.
 pub const LEVELS: usize = 3;
 
-/// One indirect block on the way to a block.
+/// An indirect block on the path to a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stage {
     /// The indirect block's number.
     pub lbn: i64,
-    /// Which of its pointers leads on.
+    /// The index of the pointer that leads on.
     pub index: u64,
 }
 
-/// The way from the inode to a block: `stages[..depth]`, from the top down.
+/// The path from the inode to a block: `stages[..depth]`, from the top down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
     stages: [Stage; LEVELS],
     depth: usize,
-    /// The first block that the last stage leads to.
+    /// The first block to which the last stage leads.
     first: u64,
     per_block: u64,
 }
 
 impl Path {
-    /// The way to block `lbn`, where an indirect block has `per_block`
-    /// pointers. `None` for a block that is in the inode or beyond the map.
+    /// The path to block `lbn`. `per_block`: pointers in an indirect block.
+    /// `None` for a direct block or one beyond the map.
     pub fn new(lbn: u64, per_block: u64) -> Option<Self> {
         let mut rest = lbn.checked_sub(DIRECT)?;
         let mut below = 1u64;
@@ -48,7 +48,7 @@ impl Path {
                 below = here;
                 continue;
             }
-            // `below` blocks hang on each pointer of the top block.
+            // Each pointer of the top block leads to `below` blocks.
             let mut stages = [Stage::default(); LEVELS];
             for (level, stage) in stages.iter_mut().take(depth).enumerate() {
                 let lower = i64::try_from(depth - 1 - level).ok()?;
@@ -65,25 +65,26 @@ impl Path {
         None
     }
 
-    /// The indirect blocks on the way, from the top down.
+    /// The indirect blocks of the path, from the top down.
     pub fn stages(&self) -> &[Stage] {
         self.stages.get(..self.depth).unwrap_or(&[])
     }
 
-    /// Whether the last stage leads to `lbn` too.
+    /// Whether the last stage also leads to `lbn`.
     pub fn covers(&self, lbn: u64) -> bool {
         lbn.checked_sub(self.first).is_some_and(|n| n < self.per_block)
     }
 
-    /// The first block that the last stage does not lead to any more.
+    /// The first block to which the last stage does not lead any more.
     pub fn end(&self) -> u64 {
         self.first.saturating_add(self.per_block)
     }
 }
 
-/// Which bytes of an indirect block to read for its pointers `index..` that a
-/// request can need: a range that begins and ends with a page, and is of the
-/// same length, one page or two, for all pointers of a filesystem.
+/// The bytes of an indirect block to read for its pointers `index..` that one
+/// request can need. `width`, `block`, `page`: bytes. The range begins and ends
+/// at a page boundary. All pointers of a filesystem have ranges of the same
+/// length: one page or two.
 pub fn piece(index: u64, width: u64, block: u64, page: u64) -> core::ops::Range<u64> {
     let len = (2 * page).min(block);
     let at = index.saturating_mul(width);
@@ -94,25 +95,28 @@ pub fn piece(index: u64, width: u64, block: u64, page: u64) -> core::ops::Range<
 /// The block pointers in a piece of an indirect block.
 #[derive(Clone, Copy, Debug)]
 pub struct Table<'a> {
-    /// The piece.
+    /// The bytes of the piece.
     pub bytes: &'a [u8],
-    /// The block that its first pointer leads to.
+    /// The block to which the piece's first pointer leads.
     pub first: u64,
-    /// Pointers are of 64 bits and not of 32.
+    /// Pointers have 64 bits, not 32.
     pub wide: bool,
     /// Shift from a pointer to units of DEV_BSIZE.
     pub shift: u32,
-    /// From a block's pointer to that of the block just behind it.
+    /// Difference between the pointers of two blocks that are adjacent on the
+    /// device.
     pub step: u64,
-    /// Units of DEV_BSIZE that the filesystem has: no pointer leads further.
+    /// The size of the filesystem, in units of DEV_BSIZE. No valid pointer
+    /// leads beyond.
     pub end: i64,
-    /// Units of DEV_BSIZE in a block.
+    /// The size of a block, in units of DEV_BSIZE.
     pub block: i64,
 }
 
 impl Table<'_> {
-    /// Where a block is, in units of DEV_BSIZE; `None` for a hole. The outer
-    /// `None` is for a block that the piece says nothing about, or nonsense.
+    /// The place of a block, in units of DEV_BSIZE; the inner `None` is a hole.
+    /// The outer `None`: the piece has no pointer to the block, or an invalid
+    /// one.
     pub fn pointer(&self, lbn: u64) -> Option<Option<i64>> {
         let raw = self.raw(lbn)?;
         let blkno = i64::try_from(raw.checked_shl(self.shift)?).ok()?;
@@ -129,8 +133,8 @@ impl Table<'_> {
         }
     }
 
-    /// Where a block is and how many follow it on the device, at most `most`.
-    /// `None` as for [`Table::pointer`].
+    /// The place of a block and the number of contiguous blocks behind it, at
+    /// most `most`. `None` as for [`Table::pointer`].
     pub fn extent(&self, lbn: u64, most: u32) -> Option<Extent> {
         let joined = |n: &u32| {
             let at = lbn.saturating_add(u64::from(*n));
@@ -149,14 +153,15 @@ mod tests {
 
     use super::*;
 
-    /// Blocks below one pointer of an indirect block with `lower` levels below it.
+    /// Blocks below one pointer of an indirect block with `lower` levels below
+    /// it.
     fn span(per_block: u64, lower: u32) -> u64 {
         per_block.pow(lower)
     }
 
     proptest! {
-        /// Going down the stages, each one's number and pointer lead to the
-        /// next, and the last one's pointer to the block itself.
+        /// From the top down, the number and pointer of each stage lead to the
+        /// next stage, and the last pointer to the block itself.
         #[test]
         fn the_path_leads_to_the_block(
             per_block in prop::sample::select(vec![2u64, 16, 512, 1024, 4096, 8192]),
@@ -171,7 +176,7 @@ mod tests {
             }
             let path = path.unwrap();
             let depth = path.stages().len() as u32;
-            // The levels with fewer stages come before.
+            // The blocks of paths with fewer stages come before.
             let mut first = DIRECT + (1..depth).map(|d| per_block.pow(d)).sum::<u64>();
             prop_assert!(lbn >= first && lbn - first < per_block.pow(depth));
             for (i, stage) in path.stages().iter().enumerate() {
@@ -198,7 +203,8 @@ mod tests {
             let piece = piece(index, width, block, 4096);
             prop_assert!(piece.start.is_multiple_of(4096) && piece.end <= block);
             prop_assert_eq!(piece.end - piece.start, block.min(8192));
-            // A request of maxphys, from any page of its first block on, in one indirect block.
+            // A request of maxphys, from any page of its first block on, in one
+            // indirect block.
             let blocks = (pages * 4096).div_ceil(block) + 1;
             let last = (index + blocks).min(block / width);
             prop_assert!(index * width >= piece.start && last * width <= piece.end);

@@ -12,7 +12,7 @@ use crate::kpi::{
     vnode_if::Vector,
 };
 
-/// FFS, with UFS1 and UFS2.
+/// FFS, in its UFS1 and UFS2 formats.
 pub struct Ffs;
 
 static VECTORS: [&Vector; 2] = [&ufs::FFS1, &ufs::FFS2];
@@ -31,15 +31,15 @@ impl FileSystem for Ffs {
         UfsVnode::new(vnode).map(|vnode| vnode.inode_number())
     }
 
-    /// A truncation to length 0 with soft updates sets the inode's size and frees
-    /// the blocks, and waits for busied pages only then.
+    /// The inode's size. A truncation to length 0 with soft updates sets it,
+    /// then frees the blocks, and only then waits for busied pages.
     fn size(&self, vnode: Vnode<'_>) -> Option<u64> {
         UfsVnode::new(vnode).map(|vnode| vnode.inode_size())
     }
 
-    /// Everything from the missing block down is on the disk only: a block with
-    /// soft updates' dependencies stays in memory, so that the disk has the
-    /// newest contents of all others.
+    /// A block with soft updates' dependencies stays in memory. So the disk has
+    /// the newest contents of every block from the missing one down, none of
+    /// which is in memory.
     fn missing_map(&self, vnode: Vnode<'_>, lbn: u64) -> Option<MapBlock> {
         let pointers = UfsVnode::new(vnode)?.pointers()?;
         let path = Path::new(lbn, pointers.per_block)?;
@@ -52,8 +52,9 @@ impl FileSystem for Ffs {
         let blkno = vnode.bmap_indirect(stage.lbn).ok()??;
         let block = u64::from(vnode.block_size());
         let (piece, _) = piece(&path, level, pointers, block, blkno)?;
-        // FFS puts a file's first indirect block behind the blocks that are in
-        // the inode, and what it leads to behind that (ffs_blkpref_ufs1()).
+        // FFS allocates a file's first indirect block behind the file's direct
+        // blocks, and the blocks that it leads to behind it
+        // (ffs_blkpref_ufs1()).
         let behind = stage.index.saturating_add(1).saturating_mul(block) / DEV_BSIZE;
         let likely = (stages.len() == 1).then(|| blkno.saturating_add(behind as i64));
         Some(MapBlock {
@@ -74,7 +75,7 @@ impl FileSystem for Ffs {
         if level.saturating_add(1) == path.stages().len() {
             return Some(Next::Data);
         }
-        // In terms of this level's own pointers.
+        // The index of the piece's first pointer in this level's block.
         let (_, first) = piece(&path, level, pointers, block, 0)?;
         let Some(blkno) = table(vnode, pointers, bytes, first)?.pointer(stage.index)? else {
             return Some(Next::Hole);
@@ -96,7 +97,7 @@ impl FileSystem for Ffs {
         let level = path.stages().len().checked_sub(1)?;
         let stage = path.stages().get(level)?;
         let (_, index) = piece(&path, level, pointers, u64::from(vnode.block_size()), 0)?;
-        // The last level's pointers lead to blocks.
+        // The pointers of the last level lead to data blocks.
         let first = lbn.saturating_sub(stage.index).saturating_add(index);
         table(vnode, pointers, bytes, first)?.extent(at, most)
     }
@@ -112,8 +113,8 @@ impl FileSystem for Ffs {
     }
 }
 
-/// What to read of the indirect block at `blkno`, which is the path's of this
-/// `level`, and the index of the first pointer in it.
+/// The piece to read of the path's indirect block of this `level`, which is at
+/// `blkno`; and the index of the piece's first pointer.
 fn piece(
     path: &Path,
     level: usize,
@@ -128,8 +129,8 @@ fn piece(
     Some((Piece { blkno, bytes }, range.start / width))
 }
 
-/// The first block of the file that the piece of the last level, which is read for
-/// block `lbn`, does not lead to.
+/// The first block of the file whose pointer is not in the last level's piece,
+/// which is read for block `lbn`.
 fn end(path: &Path, lbn: u64, pointers: Pointers, block: u64) -> u64 {
     let Some(stage) = path.stages().last() else { return path.end() };
     let width = if pointers.wide { 8 } else { 4 };
