@@ -125,7 +125,7 @@ fn fill(file: &File, pages: &[Page]) -> c_int {
         // busied (vfs_vmio_extend(), vm_page_grab_pages()).
         let behind = (from + block).min(size.next_multiple_of(PAGE as u64));
         for at in (from..behind).step_by(PAGE).filter(|at| !(start..end).contains(at)) {
-            resident::wait_unbusied("getblk", file.object, at / PAGE as u64);
+            resident::busied_by_another("getblk", file.object, at / PAGE as u64);
         }
         let (place, ..) = file.bmap(lbn);
         let bytes = if place < 0 || from >= size {
