@@ -104,7 +104,7 @@ impl Share {
         let (tally, most) = match purpose {
             Use::Request | Use::Deferred => return Some(Self { purpose, has_buf: false }),
             Use::Map => (&MAPS, POOL.len() / 8),
-            Use::Readahead => (&READAHEAD, POOL.len() / 2),
+            Use::Readahead => (&READAHEAD, readahead_most()),
         };
         // A `Share` is made only after it is counted: its drop lowers the
         // count.
@@ -129,6 +129,11 @@ impl Drop for Share {
 /// Bufs reserved for requests whose block map was not in memory.
 fn reserve() -> usize {
     POOL.len() / 8
+}
+
+/// Bufs that read-ahead may have: half of all.
+fn readahead_most() -> usize {
+    POOL.len() / 2
 }
 
 /// Allocates the bufs. Sleeps: yes. Errors: EINVAL, ENOMEM.
@@ -162,7 +167,7 @@ fn admits(purpose: Use, device: usize, room: Room) -> bool {
         }
         Use::Map => free > at_device && room.waiting == 0,
         Use::Readahead => {
-            let left = (POOL.len() / 2).saturating_sub(READAHEAD.now());
+            let left = readahead_most().saturating_sub(READAHEAD.now());
             left > at_device / 2 && free > 0 && room.waiting == 0
         }
     }

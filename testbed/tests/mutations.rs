@@ -356,7 +356,7 @@ mutations! {
     guess_behind_the_end: "guess-end", "src/readahead/speculative.rs",
         "> place.fs.blocks(place.vnode)" => "> i64::MAX - 1";
     guess_waits_for_the_map: "guess", "src/readahead/speculative.rs",
-        "if !place.vnode.read_block(map.lbn, map.blkno) {" => "if place.vnode.bmap(place.lbn(guess.pages.start)).is_err() {";
+        "if !place.vnode.read_block(map.lbn, map.blkno) {" => "if place.vnode.bmap(place.lbn(read.pages.start)).is_err() {";
     guess_switched_off_tried: "guess-off", "src/readahead/speculative.rs",
         "            && ENABLED.load(Ordering::Relaxed)\n" => "";
     map_buffer_keeps_its_owner: "guess", "sys-headers/shim.c",
@@ -374,7 +374,7 @@ mutations! {
     streams_starved: "stream-many", "src/readahead/mod.rs",
         "HAND.store(stopped.unwrap_or(0) as u32, Ordering::Relaxed);" => "HAND.store(0 * stopped.unwrap_or(0) as u32, Ordering::Relaxed);";
     hung_disk_has_all_threads: "stream-hung", "src/fair.rs",
-        "at(device) < at(0)" => "at(device) < at(0) + THREADS";
+        "at(device) < at(0)" => "at(device) < at(0) + N";
     unload_waits_for_a_hung_disk: "guess-hung", "src/readahead/mod.rs",
         "    STOPPED.store(true, Ordering::SeqCst);\n    TIMER.drain();" => "    STOPPED.store(true, Ordering::SeqCst);\n    drain();";
     refused_unload_leaves_read_ahead_off: "guess-hung", "src/readahead/mod.rs",
@@ -403,12 +403,10 @@ mutations! {
         "    bufs::destroy();\n    REQUESTS.destroy();" => "    REQUESTS.destroy();";
     starved_and_never_woken: "bufs-map-starved", "src/pager/bufs.rs",
         "            worker::buf_is_back();\n" => "            let _ = worker::buf_is_back;\n";
-    starved_begins_anew: "bufs-map-starved", "src/pager/deferred.rs",
-        "read.walk = before;" => "read.walk = Walk::default(); let _ = before;";
     promised_call_passed_on: "promise-not-kept", "src/pager/mod.rs",
         "Err(again) => call = again," => "Err(again) => return Answer::Emulate(again.vop),";
     readahead_takes_all_bufs: "bufs-readahead", "src/pager/bufs.rs",
-        "Use::Readahead => (&READAHEAD, POOL.len() / 2)," => "Use::Readahead => (&READAHEAD, POOL.len()),";
+        "fn readahead_most() -> usize {\n    POOL.len() / 2" => "fn readahead_most() -> usize {\n    POOL.len()";
     loaded_bufs_kept_while_waiting: "bufs-none", "src/pager/submit.rs",
         "                    bufs::send(buf);" => "                    core::mem::forget(buf);";
     truncated_and_sent: "map-truncated", "src/pager/complete.rs",
@@ -455,6 +453,18 @@ mutations! {
         "vfs_busy(mp, MBF_NOWAIT | MBF_MNTLSTLOCK) == 0)" => "(vfs_busy(mp, MBF_NOWAIT | MBF_MNTLSTLOCK), 1))";
     mount_left_busy: "bogus-inside", "sys-headers/shim.c",
         "	vfs_unbusy(mp);\n" => "";
+    lock_named_like_one_of_another_kind: "sync", "sys-headers/shim.c",
+        "BUF_LOCKINIT(bp, \"asyncpager buf\");" => "BUF_LOCKINIT(bp, \"asyncpager\");";
+    hung_disk_has_all_bufs: "bufs-hung", "src/pager/bufs.rs",
+        "free > requests || free > 0 && requests == 0" => "free > 0 || requests > free";
+    retry_and_the_old_size: "retry-truncated", "src/pager/complete.rs",
+        "part.request().inspect(|request| request.value().unlocked());" => "let _ = &part;";
+    thread_that_is_not_finished_locked: "unload-idle-runs", "sys-headers/shim.c",
+        "if (p->p_state != PRS_NORMAL) {" => "if (p == NULL) {";
+    guess_below_geli: "guess-verified", "sys-headers/shim.c",
+        "strcmp(pp->geom->class->name, \"ELI\") == 0" => "pp->geom->class == NULL";
+    waiting_thread_not_woken: "bufs-none", "src/kpi/buf/pool.rs",
+        "            self.available.signal();" => "";
 }
 
 macro_rules! unchecked {
@@ -489,18 +499,4 @@ unchecked! {
         "    if number != sys::SYS_kldload as u32 {" => "    if false {";
     nothing_of_ffs_checked: "fs-magic", "src/kpi/module.rs",
         "vnode::ffs_mismatch()" => "vnode::ffs_mismatch().filter(|_| false)";
-    lock_named_like_one_of_another_kind: "sync", "sys-headers/shim.c",
-        "BUF_LOCKINIT(bp, \"asyncpager buf\");" => "BUF_LOCKINIT(bp, \"asyncpager\");";
-    hung_disk_has_all_bufs: "bufs-hung", "src/pager/bufs.rs",
-        "free > requests || free > 0 && requests == 0" => "free > 0 || requests > free";
-    retry_and_the_old_size: "retry-truncated", "src/pager/complete.rs",
-        "part.request().inspect(|request| request.value().unlocked());" => "let _ = &part;";
-    thread_that_is_not_finished_locked: "unload-idle-runs", "sys-headers/shim.c",
-        "if (p->p_state != PRS_NORMAL) {" => "if (p == NULL) {";
-    guess_below_geli: "guess-verified", "sys-headers/shim.c",
-        "strcmp(pp->geom->class->name, \"ELI\") == 0" => "pp->geom->class == NULL";
-    waiting_thread_not_woken: "bufs-none", "src/kpi/buf/pool.rs",
-        "            self.available.signal();" => "";
-    next_waiting_thread_not_asked: "bufs-hung", "src/kpi/buf/pool.rs",
-        "        self.ask_next(&mut free);\n        drop(free);\n        Pbuf::new(bp, context)\n" => "        drop(free);\n        Pbuf::new(bp, context)\n";
 }
