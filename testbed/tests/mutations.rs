@@ -281,7 +281,7 @@ mutations! {
     hole_in_the_map_read: "map-holes", "src/fs/ffs/blockmap.rs",
         "sane.then_some((blkno > 0).then_some(blkno))" => "sane.then_some(Some(blkno.max(1)))";
     neighbour_s_block_zeroed: "small-blocks", "src/pager/complete.rs",
-        "if small { u64::MAX } else" => "if small && part.bytes() == 0 { u64::MAX } else";
+        "if small { u64::MAX } else" => "if small && buf.bytes() == 0 { u64::MAX } else";
     map_read_apart_for_nothing: "map-fast", "src/pager/deferred.rs",
         "if !latency::may_be_long(place.device.id())" => "if false";
     slowness_never_forgotten: "map-fast", "src/pager/latency.rs",

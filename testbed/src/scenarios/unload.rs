@@ -283,7 +283,8 @@ fn unload_idle_leaving(fixture: &mut Fixture, ko: &Path) -> Result<()> {
         })?;
         go.send(())?;
         wait_until("VOP_BMAP reads", || this.disk.waiting() > 0)?;
-        let (mut first, mut second) = (snapshots(1), snapshots(2));
+        // Two for each wait: before the pass, and after it.
+        let (mut first, mut second) = (snapshots(2), snapshots(4));
         let unloading = Unloading::begin(scope, module(this)?);
         wait_until("the idle class is looked at", &mut first)?;
         thread.is(sys::TDS_RUNQ);
