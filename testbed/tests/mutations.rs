@@ -190,7 +190,7 @@ mutations! {
         "locked.get_or_insert_with(|| object.write());" => "let _ = locked.get_or_insert(&object);";
     allocated_over_a_page_that_exists: "behind-and-ahead", "src/kpi/vm_object.rs",
         "if !sys::vm_page_lookup(object, pindex).is_null()" => "if false";
-    pbuf_leaked: "end-of-file", "src/kpi/buf.rs",
+    pbuf_leaked: "bufs-none", "src/kpi/buf.rs",
         "(*tail).pool.put(bp);" => "let _ = (*tail).pool;";
     bufobj_not_released: "end-of-file", "src/kpi/buf.rs",
         "sys::pbrelbo(bp);" => "";
